@@ -1,0 +1,17 @@
+//! What the machine gives to servers and clients, as traits and for real: calls over QUIC, TLS, disk, clock,
+//! randomness, shutdown.
+//!
+//! Everything above this crate is written against [`Network`], [`Service`], [`Disk`], [`Clock`] and [`Random`], so the
+//! same code runs on a simulated machine from a seed. Nothing here knows the protocol beyond frames and who may call.
+
+pub mod clock;
+pub mod disk;
+pub mod net;
+pub mod random;
+pub mod tasks;
+
+pub use clock::{Clock, Moment};
+pub use disk::{Disk, File};
+pub use net::{BoxFuture, CallError, Network, Peer, Responder, Service};
+pub use random::Random;
+pub use tasks::Tasks;

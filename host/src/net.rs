@@ -1,0 +1,181 @@
+//! Calls between nodes, as a trait: frames out, frames back, never in order, perhaps never.
+//!
+//! - N1 A reply reaches only the call it answers.
+//! - N2 [`CallError::NotSent`] is said only if the request cannot have reached the server.
+//! - N3 A [`Service`] sees the requests of one connection's stream in the order they were sent.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use milonga_wire::{Address, Caller, Frame, Kind, Payload, Refusal, Reply, ReplyHead, ServerName};
+
+/// A boxed future, for traits that are used as objects.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Whom to call. The certificate at the other end must name the cluster of our own, a role that may serve as `kind`,
+/// and `name` if it is given (the layout gives it; a configuration file that lists layout servers need not).
+#[derive(Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
+pub struct Peer {
+    /// The name its certificate must carry.
+    pub name: Option<ServerName>,
+    /// Where it listens.
+    pub address: Address,
+    /// What it must be allowed to serve as.
+    pub kind: PeerKind,
+}
+
+/// [`Kind`], or any kind: `cluster init` and `describe` ask before they know.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
+pub enum PeerKind {
+    /// A layout server.
+    Layout,
+    /// A sequencer.
+    Sequencer,
+    /// A log unit.
+    LogUnit,
+    /// Any server.
+    Any,
+}
+
+impl From<Kind> for PeerKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Layout => Self::Layout,
+            Kind::Sequencer => Self::Sequencer,
+            Kind::LogUnit => Self::LogUnit,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{name} ({})", self.address),
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+/// Why a call brought no reply.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum CallError {
+    /// Definite: the request did not reach the server.
+    #[error("{peer} cannot be reached: {why}")]
+    NotSent {
+        /// Whom.
+        peer: String,
+        /// Why, with what to try where that is known.
+        why: String,
+    },
+    /// The connection broke: the request may or may not have had its effect.
+    #[error("the connection to {peer} broke: {why}")]
+    Lost {
+        /// Whom.
+        peer: String,
+        /// Why.
+        why: String,
+    },
+    /// The deadline passed: the request may or may not have had, or still have, its effect.
+    #[error("{peer} did not answer within {} ms", .waited.as_millis())]
+    Deadline {
+        /// Whom.
+        peer: String,
+        /// How long the call waited.
+        waited: Duration,
+    },
+    /// The reply is no reply, or the request is too large to send.
+    #[error("{peer}: {why}")]
+    Protocol {
+        /// Whom.
+        peer: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// The network as a caller sees it.
+pub trait Network: Send + Sync + 'static {
+    /// Sends `request` to `peer` and waits for its reply, at most `within`.
+    ///
+    /// The request's head must be a [`milonga_wire::RequestHead`] encoded with an `id` of 0: the network gives it one of
+    /// its own. It connects, reconnects with jittered back-off, and holds callers back when too many bytes are in flight.
+    /// Dropping the future abandons the call.
+    fn call<'a>(
+        &'a self,
+        peer: &'a Peer,
+        request: Request,
+        within: Duration,
+    ) -> BoxFuture<'a, Result<Response, CallError>>;
+}
+
+/// What a caller hands to the network: the head, to be encoded once its `id` is known, and the payload.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The head; its `id` is overwritten.
+    pub head: milonga_wire::RequestHead,
+    /// The payload.
+    pub payload: Payload,
+}
+
+/// What comes back.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// The answer, or why not.
+    pub reply: Result<Reply, Refusal>,
+    /// The payload.
+    pub payload: Payload,
+}
+
+/// A server, as the network sees it.
+pub trait Service: Send + Sync + 'static {
+    /// Takes one request. The answer goes to `respond`, now or later, from any task; it must come, or the caller waits
+    /// for its deadline. Called in the order in which the stream delivered the requests (N3), so it must not block for
+    /// longer than a disk commit.
+    fn serve(&self, caller: &Caller, request: Request, respond: Responder);
+
+    /// Every request that had arrived on some connection has been handed to [`Service::serve`]: a good moment to commit
+    /// what they asked for as one batch.
+    fn arrived(&self) {}
+}
+
+/// Where the answer to one request goes. Dropping it unanswered leaves the caller to its deadline.
+pub struct Responder(Box<dyn FnOnce(ReplyHead, Payload) + Send>, u64);
+
+impl Responder {
+    /// An answer to request `id` goes to `send`.
+    pub fn new(id: u64, send: impl FnOnce(ReplyHead, Payload) + Send + 'static) -> Self {
+        Self(Box::new(send), id)
+    }
+
+    /// Answers with `reply`.
+    pub fn send(self, reply: Result<Reply, Refusal>) {
+        self.send_with(reply, Payload::new());
+    }
+
+    /// Answers with `reply` and a payload.
+    pub fn send_with(self, reply: Result<Reply, Refusal>, payload: Payload) {
+        (self.0)(ReplyHead { id: self.1, reply }, payload);
+    }
+}
+
+impl fmt::Debug for Responder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Responder").field(&self.1).finish()
+    }
+}
+
+/// What a transport does with a head it cannot decode is its own business; this is how it encodes what a service answered.
+///
+/// A reply over the frame limit becomes a refusal: a service that checks its limits never meets it.
+pub fn reply_frame(head: &ReplyHead, payload: Payload) -> Frame {
+    let fallback = |why: String| ReplyHead {
+        id: head.id,
+        reply: Err(Refusal::malformed(why)),
+    };
+    Frame::new(head, payload).unwrap_or_else(|error| {
+        let small = fallback(format!("the reply does not fit: {error}"));
+        Frame::new(&small, Payload::new()).expect("a refusal of bounded text fits a frame")
+    })
+}
