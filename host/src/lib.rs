@@ -15,3 +15,18 @@ pub use disk::{Disk, File};
 pub use net::{BoxFuture, CallError, Network, Peer, Responder, Service};
 pub use random::Random;
 pub use tasks::Tasks;
+
+use std::sync::Arc;
+
+/// What one node runs on: a real machine, or a simulated one.
+#[derive(Clone)]
+pub struct Host {
+    /// Calls to other nodes, made with this node's certificate.
+    pub net: Arc<dyn Network>,
+    /// Time.
+    pub clock: Clock,
+    /// Randomness.
+    pub random: Random,
+    /// Background tasks, which end with the node.
+    pub tasks: Tasks,
+}

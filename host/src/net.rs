@@ -134,10 +134,6 @@ pub trait Service: Send + Sync + 'static {
     /// for its deadline. Called in the order in which the stream delivered the requests (N3), so it must not block for
     /// longer than a disk commit.
     fn serve(&self, caller: &Caller, request: Request, respond: Responder);
-
-    /// Every request that had arrived on some connection has been handed to [`Service::serve`]: a good moment to commit
-    /// what they asked for as one batch.
-    fn arrived(&self) {}
 }
 
 /// Where the answer to one request goes. Dropping it unanswered leaves the caller to its deadline.
