@@ -46,7 +46,7 @@ impl Log {
                 Ok(achieved) => return Ok(achieved),
                 Err(trouble) => {
                     self.after(&mut patience, decided.layout.term, trouble)
-                        .await?
+                        .await?;
                 }
             }
         }
@@ -100,7 +100,7 @@ impl Log {
                 Ok(settled) => return Ok(settled),
                 Err(trouble) => {
                     self.after(&mut patience, decided.layout.term, trouble)
-                        .await?
+                        .await?;
                 }
             }
         }
@@ -152,7 +152,7 @@ impl Log {
                 (None, None) => {
                     patience
                         .pause(|| "the end is not confirmed yet".to_owned())
-                        .await?
+                        .await?;
                 }
             }
         }
