@@ -28,8 +28,9 @@
 
 mod batch;
 mod read;
-mod store;
+
 mod work;
+mod write;
 
 #[cfg(test)]
 mod reference;

@@ -225,6 +225,7 @@ fn unit(reply: Answered) -> Result<UnitReply, Refusal> {
     }
 }
 
+#[allow(clippy::unnecessary_wraps)] // It is compared with what is wrapped.
 fn stored() -> Answered {
     Ok(Reply::Unit(UnitReply::Written(vec![WriteOutcome::Stored])))
 }
@@ -242,6 +243,35 @@ async fn what_arrives_together_is_committed_together() {
     }
     assert_eq!(node.store.commits(), commits + 1);
     assert_eq!(node.read(0, 100).await.len(), 100 / 3, "cut at 100 bytes");
+}
+
+/// A drain that looks while a commit runs on another thread must not take the empty queue for the end of it.
+#[test]
+fn a_queue_is_idle_only_once_its_last_batch_is_answered() {
+    let mut queue = Queue::default();
+    assert!(queue.is_idle());
+    for _ in 0..2 {
+        queue.bytes += COMMIT_BYTES_MAX;
+        queue.waiting.push_back(Waiting {
+            asked: Asked {
+                term: Term(0),
+                command: Command::Probe,
+                payload: Payload::new(),
+                confirmed: false,
+            },
+            respond: Responder::new(0, |_, _| {}),
+            bytes: COMMIT_BYTES_MAX,
+        });
+    }
+    assert_eq!(
+        queue.take().len(),
+        1,
+        "one commit takes so much and no more"
+    );
+    assert_eq!(queue.take().len(), 1);
+    assert!(!queue.is_idle(), "taken, and not yet answered");
+    assert_eq!(queue.take().len(), 0);
+    assert!(queue.is_idle() && queue.bytes == 0);
 }
 
 /// U4, H22: an entry is readable once durable, not once received.

@@ -142,12 +142,12 @@ impl Reference {
     fn exact(&self, asked: Term) -> Result<(), Refusal> {
         let current = self.term;
         if asked < current {
-            Err(self.stale(asked))
-        } else if asked > current {
-            Err(Refusal::FutureTerm { asked, current })
-        } else {
-            Ok(())
+            return Err(self.stale(asked));
         }
+        if asked > current {
+            return Err(Refusal::FutureTerm { asked, current });
+        }
+        Ok(())
     }
 
     fn start(&self, asked: Term) -> Result<Position, Refusal> {

@@ -191,6 +191,7 @@ fn fill(term: u64, kind: WriteKind, decided: u64, spans: Vec<Span>, end: u64) ->
     })
 }
 
+#[allow(clippy::unnecessary_wraps)] // It is compared with what is wrapped.
 fn written(outcomes: &[WriteOutcome]) -> Reply {
     Ok(UnitReply::Written(outcomes.to_vec()))
 }
@@ -202,6 +203,7 @@ fn taken(position: u64, holder: Holder) -> WriteOutcome {
     }
 }
 
+#[allow(clippy::unnecessary_wraps)] // It is compared with what is wrapped.
 fn filled(taken: &[(u64, Stamp)]) -> Reply {
     let taken = taken.iter().map(|(p, stamp)| (Position(*p), *stamp));
     Ok(UnitReply::Filled(FillOutcome {
@@ -421,7 +423,7 @@ fn a_refused_request_leaves_nothing_behind_for_the_rest_of_its_batch() {
     assert_eq!(rig.unit.end(), Position(3));
 }
 
-/// U1, U4, U9, H22, H30; PostgreSQL's fsync of 2018: no second sync, no answer as if the first had worked.
+/// U1, U4, U9, H22, H30; `PostgreSQL`'s fsync of 2018: no second sync, no answer as if the first had worked.
 #[test]
 fn a_failed_commit_refuses_the_whole_batch_and_every_command_after_it() {
     let mut rig = Rig::member();
@@ -450,7 +452,7 @@ fn a_failed_commit_refuses_the_whole_batch_and_every_command_after_it() {
     assert_eq!(rig.put(1, 1), written(&[STORED]));
 }
 
-/// U5, U6, H15, H16: BookKeeper #2612.
+/// U5, U6, H15, H16: `BookKeeper` #2612.
 #[test]
 fn a_restarted_unit_says_unknown_of_what_it_lacks_below_its_membership() {
     let mut rig = Rig::member();
@@ -608,7 +610,7 @@ fn an_entry_keeps_the_term_that_decided_it() {
     );
 }
 
-/// U10, H17: BookKeeper #2614, one read did not carry the fence.
+/// U10, H17: `BookKeeper` #2614, one read did not carry the fence.
 #[test]
 fn a_reader_of_an_older_term_gets_what_its_term_could_have_seen() {
     let mut rig = Rig::member();
