@@ -28,7 +28,6 @@
 
 mod batch;
 mod read;
-
 mod work;
 mod write;
 
