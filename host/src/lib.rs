@@ -4,16 +4,19 @@
 //! Everything above this crate is written against [`Network`], [`Service`], [`Disk`], [`Clock`] and [`Random`], so the
 //! same code runs on a simulated machine from a seed. Nothing here knows the protocol beyond frames and who may call.
 
+pub mod admin;
 pub mod clock;
 pub mod disk;
 pub mod net;
 pub mod random;
+pub mod shutdown;
 pub mod tasks;
 
 pub use clock::{Clock, Moment};
 pub use disk::{Disk, File};
 pub use net::{BoxFuture, CallError, Network, Peer, Responder, Service};
 pub use random::Random;
+pub use shutdown::Shutdown;
 pub use tasks::Tasks;
 
 use std::sync::Arc;
