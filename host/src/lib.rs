@@ -14,7 +14,7 @@ pub use clock::{Clock, Moment};
 pub use disk::{Disk, File};
 pub use net::{BoxFuture, CallError, Network, Peer, Responder, Service};
 pub use random::Random;
-pub use tasks::Tasks;
+pub use tasks::{Tasks, WeakTasks};
 
 use std::sync::Arc;
 
