@@ -5,19 +5,25 @@
 //! same code runs on a simulated machine from a seed. Nothing here knows the protocol beyond frames and who may call.
 
 pub mod admin;
+pub mod certificates;
 pub mod clock;
 pub mod disk;
 pub mod net;
 pub mod random;
 pub mod shutdown;
+pub mod sched;
 pub mod tasks;
+pub mod tls;
 
 pub use clock::{Clock, Moment};
 pub use disk::{Disk, File};
-pub use net::{BoxFuture, CallError, Network, Peer, Responder, Service};
+pub use net::{BoxFuture, CallError, Network, Peer, PeerKind, Responder, Service};
 pub use random::Random;
 pub use shutdown::Shutdown;
 pub use tasks::Tasks;
+pub use sched::ask_for_short_slice;
+pub use tasks::{Tasks, WeakTasks};
+pub use tls::{CredentialFiles, Credentials};
 
 use std::sync::Arc;
 
