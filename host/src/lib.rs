@@ -6,12 +6,16 @@
 
 pub mod clock;
 pub mod disk;
+pub mod fs;
+pub mod memory_disk;
 pub mod net;
 pub mod random;
 pub mod tasks;
 
 pub use clock::{Clock, Moment};
 pub use disk::{Disk, File};
+pub use fs::FsDisk;
+pub use memory_disk::MemoryDisk;
 pub use net::{BoxFuture, CallError, Network, Peer, Responder, Service};
 pub use random::Random;
 pub use tasks::Tasks;
