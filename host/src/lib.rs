@@ -22,7 +22,6 @@ pub use disk::{Disk, File};
 pub use fs::FsDisk;
 pub use memory_disk::MemoryDisk;
 pub use net::{BoxFuture, CallError, Network, Peer, PeerKind, Responder, Service};
-pub use net::{BoxFuture, CallError, Network, Peer, Responder, Service};
 pub use random::Random;
 pub use sched::ask_for_short_slice;
 pub use shutdown::Shutdown;
