@@ -186,8 +186,9 @@ pub fn chance(random: &Random, ppm: u64) -> bool {
 
 /// `make`'s outcome in half of all draws. It draws in the other half too, so that one choice does not shift the rest.
 fn maybe<T>(random: &Random, make: impl FnOnce() -> T) -> Option<T> {
-    let (on, made) = (flip(random), make());
-    on.then_some(made)
+    let wanted = flip(random);
+    let made = make();
+    wanted.then_some(made)
 }
 
 fn seconds(random: &Random, least: u64, most: u64) -> Duration {

@@ -142,13 +142,13 @@ impl Trouble {
                     }
                 }
             }
-            pairs
-                .iter()
-                .for_each(|(from, to)| self.world.block(*from, *to));
+            for (from, to) in &pairs {
+                self.world.block(*from, *to);
+            }
             self.pause(wait).await;
-            pairs
-                .iter()
-                .for_each(|(from, to)| self.world.unblock(*from, *to));
+            for (from, to) in &pairs {
+                self.world.unblock(*from, *to);
+            }
         }
     }
 

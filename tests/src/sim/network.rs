@@ -160,7 +160,7 @@ fn send(
         (Ok(frame), None) => {
             let boots = (network.boot, state.node(to_id).boot);
             trace(state, now, text, frame.wire_bytes(), "sent", &frame.head);
-            launch(state, now, (from, to_id), boots, call, wire(&frame));
+            launch(state, now, (from, to_id), boots, call, &wire(&frame));
         }
         (_, Some(failure)) => {
             trace(state, now, text, 0, "not sent", &[]);
@@ -210,7 +210,7 @@ fn launch(
     (from, to): (NodeId, NodeId),
     (from_boot, to_boot): (u64, u64),
     call: u64,
-    bytes: Payload,
+    bytes: &Payload,
 ) {
     let leaves = now.max(state.node(from).frozen_until_us);
     let travelling = |lane: Option<u64>| Travelling {
@@ -273,11 +273,11 @@ fn maybe_notice(state: &mut State, now: u64, call: u64) {
     }
 }
 
-/// What is due arrives, or does not.
-pub(super) fn deliver(shared: &Arc<Shared>, what: Arrival) {
+/// What was due at `due_us` arrives, or does not. The runtime's time may be up to a millisecond further.
+pub(super) fn deliver(shared: &Arc<Shared>, due_us: u64, what: Arrival) {
     match what {
-        Arrival::Request(travelling) => deliver_request(shared, travelling),
-        Arrival::Reply(travelling) => deliver_reply(shared, travelling),
+        Arrival::Request(travelling) => deliver_request(shared, due_us, travelling),
+        Arrival::Reply(travelling) => deliver_reply(shared, due_us, travelling),
         Arrival::Failure(call, failure) => {
             let waiting = shared.lock().calls.remove(&call);
             if let Some(waiting) = waiting {
@@ -288,8 +288,7 @@ pub(super) fn deliver(shared: &Arc<Shared>, what: Arrival) {
     }
 }
 
-fn deliver_request(shared: &Arc<Shared>, travelling: Travelling) {
-    let now = shared.now_us();
+fn deliver_request(shared: &Arc<Shared>, now: u64, travelling: Travelling) {
     let mut frame_bytes = travelling.bytes.clone();
     let frame = Frame::take_from(&mut frame_bytes)
         .ok()
@@ -403,8 +402,7 @@ fn serve(
     service.serve(caller, request, respond);
 }
 
-fn deliver_reply(shared: &Arc<Shared>, travelling: Travelling) {
-    let now = shared.now_us();
+fn deliver_reply(shared: &Arc<Shared>, now: u64, travelling: Travelling) {
     let mut state = shared.lock();
     let state = &mut *state;
     let Some(arrived) = pass(state, now, travelling, Arrival::Reply) else {
@@ -450,7 +448,8 @@ fn pass(
     let lane = lane.map(|lane| (from, to, lane));
     let behind = lane.and_then(|lane| state.held_until.get(&lane).copied());
     let thaws = state.node(to).frozen_until_us;
-    let waits_until = thaws.max(behind.unwrap_or(0));
+    // Behind the others first, even if the freeze lasts longer: they were sent earlier.
+    let waits_until = behind.filter(|until| *until > now).unwrap_or(thaws);
     if waits_until > now {
         if let Some(lane) = lane {
             state.held_until.insert(lane, waits_until);

@@ -416,7 +416,7 @@ async fn drive(shared: Arc<Shared>) {
                         state.violations.push(text);
                         return;
                     }
-                    Ok(state.queue.pop().map(|Reverse(due)| due.what))
+                    Ok(state.queue.pop().map(|Reverse(due)| (due.at_us, due.what)))
                 }
                 Some(at_us) => Err(Duration::from_micros(at_us - now)),
                 None => Err(Duration::from_secs(3_600)),
@@ -424,8 +424,8 @@ async fn drive(shared: Arc<Shared>) {
         };
         match next {
             Ok(what) => {
-                if let Some(what) = what {
-                    deliver(&shared, what);
+                if let Some((due_us, what)) = what {
+                    deliver(&shared, due_us, what);
                 }
                 let pause = flip(&shared.lock().random);
                 if pause {
