@@ -8,8 +8,8 @@ fn simulate(scenario: &str, seeds: u64, trace: bool) -> String {
     command.args(["--scenario", scenario, "--from", "1", "--hashes", "--seeds"]);
     command.arg(seeds.to_string());
     command.env("SIM_TRACE", if trace { "1" } else { "0" });
-    let output = command.output().unwrap();
-    String::from_utf8(output.stdout).unwrap()
+    let output = command.output().expect("the simulator was built and runs");
+    String::from_utf8(output.stdout).expect("it prints text")
 }
 
 /// V1: without it, no failure found by a seed could be looked into.

@@ -184,11 +184,10 @@ pub fn chance(random: &Random, ppm: u64) -> bool {
     ppm > 0 && random.below(1_000_000) < ppm
 }
 
-/// `make`'s outcome in half of all draws. It draws in the other half too, so that one choice does not shift the rest.
-fn maybe<T>(random: &Random, make: impl FnOnce() -> T) -> Option<T> {
+/// What `draw` gives, in half of all draws. It draws in the other half too, so that one choice does not shift the rest.
+fn maybe<T>(random: &Random, draw: impl FnOnce() -> T) -> Option<T> {
     let wanted = flip(random);
-    let made = make();
-    wanted.then_some(made)
+    Some(draw()).filter(|_| wanted)
 }
 
 fn seconds(random: &Random, least: u64, most: u64) -> Duration {
