@@ -2,4 +2,12 @@
 //!
 //! `unit.rs` decides what a request may do (pure), `store/` keeps it on disk, `server.rs` moves messages.
 
+mod config;
+mod memory_store;
+mod server;
 pub mod storage;
+pub mod unit;
+
+pub use config::{Config, InvalidConfig, Node, Settings};
+pub use memory_store::MemoryStore;
+pub use server::Server;

@@ -1,0 +1,607 @@
+//! Appends: a token, then the pieces of its run down their chains; retried until the outcome is known.
+//!
+//! ```text
+//!  records ─▶ token(term, first, count) ─▶ pieces, one per stripe ─▶ head … tail ─▶ appended
+//!                 ▲                               │ taken at the head: complete the winner
+//!                 │                               │ the term ended: settle the positions in the new one
+//!                 └────── proved not in the log ◀─┘
+//! ```
+//! C3: a token is never kept into another term, and a new one is taken only for records that are proved not to be in
+//! the log. What was sent and cannot be proved either way by the deadline is [`AppendError::Unknown`].
+//!
+//! Source: CORFU (NSDI '12), "Append"; the three outcomes are this project's own.
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
+use milonga_wire::limits::{
+    ENTRY_BYTES_MAX, PIECE_BYTES_MAX, RUN_RECORDS_MAX, STREAMS_PER_ENTRY_MAX,
+};
+use milonga_wire::{
+    ConfirmedEnd, Decided, Payload, Piece, Position, Refusal, SequencerReply, SequencerRequest,
+    Span, Stamp, StreamId, Token,
+};
+
+use crate::calls::unexpected;
+use crate::chain::{ChainError, Written};
+use crate::log::Log;
+use crate::resume::{Placed, Resumed, SavedAppend};
+use crate::trouble::{Patience, Trouble, Unavailable};
+
+/// What was appended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Appended {
+    /// The position of each record, in order.
+    pub positions: Vec<Position>,
+    /// The stamp of the first record; the others count on.
+    pub stamp: Stamp,
+}
+
+/// Why not every record is known to be in the log.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Definite: none of the records is in the log, and none will be. Append again, or mend what `why` names.
+    #[error("not appended: {why}")]
+    NotAppended {
+        /// What stood in the way.
+        why: Unavailable,
+    },
+    /// Definite for each record: `positions` says which are in the log; the others are not, and will not be.
+    #[error("only a part was appended: {why}")]
+    Partly {
+        /// The position of each record that is in the log, in order.
+        positions: Vec<Option<Position>>,
+        /// What stood in the way of the others.
+        why: Unavailable,
+    },
+    /// The deadline passed. [`Log::resume`] finds out about the records in `saved`; the others stand as `positions` says.
+    #[error("the outcome is not known yet ({why}); resume with {saved}")]
+    Unknown {
+        /// Enough to find out, from any process.
+        saved: SavedAppend,
+        /// The position of each record that is known to be in the log.
+        positions: Vec<Option<Position>>,
+        /// The last trouble.
+        why: Unavailable,
+    },
+}
+
+/// One append on its way.
+struct Append<'a> {
+    log: &'a Log,
+    records: &'a [Bytes],
+    streams: &'a [StreamId],
+    request: u64,
+    patience: Patience,
+    positions: Vec<Option<Position>>,
+}
+
+/// What became of one piece.
+struct PieceEnd {
+    /// Per record.
+    outcomes: Vec<Resumed>,
+    /// What makes a further try useless, or the last trouble of one that ran out of time.
+    stop: Option<Unavailable>,
+}
+
+impl PieceEnd {
+    fn all(piece: &Piece, outcome: Resumed, stop: Option<Unavailable>) -> Self {
+        Self {
+            outcomes: vec![outcome; piece.lengths.len()],
+            stop,
+        }
+    }
+}
+
+/// What is left of a run.
+#[derive(Default)]
+struct Left {
+    /// Ranges of record numbers that are proved not to be in the log.
+    lost: Vec<(u32, u32)>,
+    /// Records that may be.
+    unknown: Vec<Placed>,
+    /// What makes a further try useless.
+    stop: Option<Unavailable>,
+}
+
+impl Log {
+    /// Appends one record to the log, in all of `streams`, and returns its position once the whole chain has it durably.
+    ///
+    /// Calls made at the same time are independent: many may be in flight, in any order. For one record after the other
+    /// use [`Log::producer`].
+    ///
+    /// # Errors
+    /// [`AppendError`]: one of three outcomes, never a guess.
+    pub async fn append(
+        &self,
+        record: impl Into<Bytes>,
+        streams: &[StreamId],
+    ) -> Result<Position, AppendError> {
+        let appended = self.append_batch(&[record.into()], streams).await?;
+        Ok(appended.positions[0])
+    }
+
+    /// Appends several records with one token. They lie one after the other unless a piece of them lost its place to a
+    /// fill and was appended again further on; `positions` says.
+    ///
+    /// # Errors
+    /// [`AppendError`].
+    pub async fn append_batch(
+        &self,
+        records: &[Bytes],
+        streams: &[StreamId],
+    ) -> Result<Appended, AppendError> {
+        self.append_run(records, streams, false).await
+    }
+
+    /// A handle that appends in order: each record lies behind the one before it.
+    pub fn producer(&self, streams: &[StreamId]) -> Producer {
+        Producer {
+            log: self.clone(),
+            streams: streams.to_vec(),
+            broken: None,
+        }
+    }
+
+    async fn append_run(
+        &self,
+        records: &[Bytes],
+        streams: &[StreamId],
+        ordered: bool,
+    ) -> Result<Appended, AppendError> {
+        check(records, streams).map_err(|refusal| AppendError::NotAppended {
+            why: Unavailable::Refused {
+                server: "this client".to_owned(),
+                refusal,
+            },
+        })?;
+        let request = self.next_request();
+        let stamp = Stamp {
+            session: self.session(),
+            request,
+            record: 0,
+        };
+        let positions = vec![None; records.len()];
+        let append = Append {
+            log: self,
+            records,
+            streams,
+            request,
+            patience: self.patience(),
+            positions,
+        };
+        let positions = append.run(ordered).await?;
+        Ok(Appended { positions, stamp })
+    }
+}
+
+/// The bounds of one append, met before anything is asked of a server.
+fn check(records: &[Bytes], streams: &[StreamId]) -> Result<(), Refusal> {
+    if records.is_empty() || records.len() > RUN_RECORDS_MAX as usize {
+        return Err(Refusal::too_large(
+            "records in an append (at least 1)",
+            records.len(),
+            RUN_RECORDS_MAX,
+        ));
+    }
+    if let Some(record) = records.iter().find(|record| record.len() > ENTRY_BYTES_MAX) {
+        return Err(Refusal::too_large(
+            "bytes in a record",
+            record.len(),
+            ENTRY_BYTES_MAX as u32,
+        ));
+    }
+    let bytes: usize = records.iter().map(Bytes::len).sum();
+    if bytes > PIECE_BYTES_MAX {
+        return Err(Refusal::too_large(
+            "bytes in an append",
+            bytes,
+            PIECE_BYTES_MAX as u32,
+        ));
+    }
+    if streams.len() > STREAMS_PER_ENTRY_MAX {
+        return Err(Refusal::too_large(
+            "streams of a record",
+            streams.len(),
+            STREAMS_PER_ENTRY_MAX as u32,
+        ));
+    }
+    if (1..streams.len()).any(|index| streams[..index].contains(&streams[index])) {
+        return Err(Refusal::malformed("a record names a stream twice"));
+    }
+    Ok(())
+}
+
+impl Append<'_> {
+    /// Tokens and pieces until every record is in the log.
+    async fn run(mut self, ordered: bool) -> Result<Vec<Position>, AppendError> {
+        let began = self.log.shared.host.clock.now();
+        // Ranges of record numbers that are proved not to be in the log yet.
+        let mut missing = vec![(0, self.records.len() as u32)];
+        while let Some((from, to)) = missing.pop() {
+            let (decided, token) = match self.token(to - from).await {
+                Ok(token) => token,
+                Err(why) => return Err(self.stopped(why)),
+            };
+            let pieces = self.pieces(&decided, &token, from);
+            let left = if ordered {
+                self.in_order(&decided, &pieces, to).await
+            } else {
+                self.at_once(&decided, &pieces).await
+            };
+            if !left.unknown.is_empty() {
+                let saved = SavedAppend {
+                    session: self.log.session(),
+                    request: self.request,
+                    placed: left.unknown,
+                };
+                let why = left.stop.unwrap_or_else(|| Unavailable::Protocol {
+                    why: "its position was trimmed or lost before the outcome was seen".to_owned(),
+                });
+                return Err(AppendError::Unknown {
+                    saved,
+                    positions: self.positions,
+                    why,
+                });
+            }
+            if let Some(why) = left.stop.filter(|_| !left.lost.is_empty()) {
+                return Err(self.stopped(why));
+            }
+            missing.extend(left.lost);
+            if !missing.is_empty() && self.patience.is_over() {
+                let why = Unavailable::Deadline {
+                    waited: self.patience.waited(),
+                    last: "its positions were taken by others each time".to_owned(),
+                };
+                return Err(self.stopped(why));
+            }
+        }
+        self.log.took(self.log.shared.host.clock.now().since(began));
+        Ok(self
+            .positions
+            .iter()
+            .map(|position| position.expect("nothing is missing any more"))
+            .collect())
+    }
+
+    /// All pieces in parallel.
+    async fn at_once(&mut self, decided: &Decided, pieces: &[(Piece, Payload)]) -> Left {
+        let ends: Vec<PieceEnd> = match pieces {
+            [(piece, payload)] => {
+                vec![write_piece(self.log, &mut self.patience, decided, piece, payload).await]
+            }
+            _ => {
+                let (log, limit) = (
+                    self.log,
+                    self.log
+                        .options
+                        .deadline
+                        .saturating_sub(self.patience.waited()),
+                );
+                join_all(pieces.iter().map(|(piece, payload)| async move {
+                    let mut patience =
+                        Patience::new(&log.shared.host.clock, &log.shared.host.random, limit);
+                    write_piece(log, &mut patience, decided, piece, payload).await
+                }))
+                .await
+            }
+        };
+        let mut left = Left::default();
+        for ((piece, _), end) in pieces.iter().zip(ends) {
+            self.note(piece, end, &mut left);
+        }
+        left
+    }
+
+    /// One piece after the other; the first that is not in the log takes all behind it along.
+    async fn in_order(&mut self, decided: &Decided, pieces: &[(Piece, Payload)], to: u32) -> Left {
+        for (piece, payload) in pieces {
+            let end = write_piece(self.log, &mut self.patience, decided, piece, payload).await;
+            let mut left = Left::default();
+            self.note(piece, end, &mut left);
+            if let Some((from, _)) = left.lost.first() {
+                left.lost = vec![(*from, to)];
+            }
+            if !left.lost.is_empty() || !left.unknown.is_empty() {
+                return left;
+            }
+        }
+        Left::default()
+    }
+
+    /// Notes each record's outcome.
+    fn note(&mut self, piece: &Piece, end: PieceEnd, left: &mut Left) {
+        let all = placed(piece);
+        for (index, outcome) in (0..).zip(end.outcomes) {
+            let record = all.record + index;
+            match outcome {
+                Resumed::Appended(position) => self.positions[record as usize] = Some(position),
+                Resumed::NotAppended => match left.lost.last_mut() {
+                    Some((_, to)) if *to == record => *to += 1,
+                    Some(_) | None => left.lost.push((record, record + 1)),
+                },
+                Resumed::Unknown => match left.unknown.last_mut() {
+                    Some(last) if last.span().end == all.first.plus(u64::from(index)) => {
+                        last.count += 1
+                    }
+                    Some(_) | None => {
+                        let first = all.first.plus(u64::from(index));
+                        left.unknown.push(Placed {
+                            first,
+                            record,
+                            count: 1,
+                            ..all
+                        });
+                    }
+                },
+            }
+        }
+        left.stop = end.stop.or(left.stop.take());
+    }
+
+    /// The next `count` positions. A lost reply burns them, and nothing else: nothing was written with them.
+    async fn token(&mut self, count: u32) -> Result<(std::sync::Arc<Decided>, Token), Unavailable> {
+        loop {
+            let decided = self.log.layout().await?;
+            let layout = &decided.layout;
+            let request = SequencerRequest::Tokens {
+                count,
+                streams: self.streams.to_vec(),
+            };
+            let trouble = match self
+                .log
+                .shared
+                .calls
+                .sequencer(&layout.sequencer, layout.term, request)
+                .await
+            {
+                Ok(SequencerReply::Token(token))
+                    if token.term == layout.term && token.count == count =>
+                {
+                    return Ok((decided, token));
+                }
+                Ok(_) => unexpected("the sequencer").into(),
+                Err(failure) => failure.into(),
+            };
+            self.log
+                .after(&mut self.patience, layout.term, trouble)
+                .await?;
+        }
+    }
+
+    /// The run of `token`, cut at stripes, with the records from number `from` on.
+    fn pieces(&self, decided: &Decided, token: &Token, from: u32) -> Vec<(Piece, Payload)> {
+        let run = Span::new(token.first, token.first.plus(u64::from(token.count)));
+        let piece = |span: Span| {
+            let record = from + span.start.since(run.start) as u32;
+            let records = &self.records[record as usize..][..span.len() as usize];
+            let piece = Piece {
+                first: span.start,
+                term: token.term,
+                stamp: Stamp {
+                    session: self.log.session(),
+                    request: self.request,
+                    record,
+                },
+                run: run.start,
+                streams: token.streams.clone(),
+                lengths: records.iter().map(|record| record.len() as u32).collect(),
+            };
+            (piece, joined(records))
+        };
+        decided
+            .layout
+            .pieces(run)
+            .map(|(_, _, span)| piece(span))
+            .collect()
+    }
+
+    /// The typed end of an append none of whose outcomes is open.
+    fn stopped(self, why: Unavailable) -> AppendError {
+        if self.positions.iter().all(Option::is_none) {
+            AppendError::NotAppended { why }
+        } else {
+            AppendError::Partly {
+                positions: self.positions,
+                why,
+            }
+        }
+    }
+}
+
+fn placed(piece: &Piece) -> Placed {
+    Placed {
+        term: piece.term,
+        first: piece.first,
+        record: piece.stamp.record,
+        count: piece.lengths.len() as u32,
+    }
+}
+
+/// Small records side by side in one buffer, so that a run travels as one chunk; large ones as they are.
+fn joined(records: &[Bytes]) -> Payload {
+    const SMALL: usize = 4 << 10;
+    let bytes: usize = records.iter().map(Bytes::len).sum();
+    let mut payload = Payload::new();
+    if records.len() > 1 && bytes / records.len() < SMALL {
+        let mut buffer = BytesMut::with_capacity(bytes);
+        records
+            .iter()
+            .for_each(|record| buffer.extend_from_slice(record));
+        payload.push(buffer.freeze());
+    } else {
+        records
+            .iter()
+            .for_each(|record| payload.push(record.clone()));
+    }
+    payload
+}
+
+/// Writes one piece until its outcome is known: acknowledged, lost to another, or overtaken by a new term.
+async fn write_piece(
+    log: &Log,
+    patience: &mut Patience,
+    decided: &Decided,
+    piece: &Piece,
+    payload: &Payload,
+) -> PieceEnd {
+    let layout = &decided.layout;
+    let (chain, _) = layout.chain_of(piece.first);
+    let chain = log.chain(layout, chain);
+    loop {
+        let trouble: Trouble = match chain.write(piece, payload).await {
+            Ok(Written::Done) => {
+                let outcomes = piece.span().positions().map(Resumed::Appended).collect();
+                return PieceEnd {
+                    outcomes,
+                    stop: None,
+                };
+            }
+            Ok(Written::Lost { position }) => {
+                // The winner is completed so that nobody waits for it; if that fails, a reader will do it.
+                let end = ConfirmedEnd {
+                    end: piece.span().end,
+                    term: piece.term,
+                };
+                if let Err(error) = chain.settle(&[Span::one(position)], end).await {
+                    tracing::debug!(%error, %position, "the winner is left to readers");
+                }
+                metrics::counter!("milonga_client_append_retries_total", "reason" => "taken")
+                    .increment(1);
+                return PieceEnd::all(piece, Resumed::NotAppended, None);
+            }
+            Err(error @ ChainError::Diverged { .. }) => {
+                let stop = Unavailable::Diverged {
+                    why: error.to_string(),
+                };
+                return PieceEnd::all(piece, Resumed::Unknown, Some(stop));
+            }
+            Err(error) => error.into(),
+        };
+        if let Err(why) = log.after(patience, piece.term, trouble).await {
+            // A refusal of the first try at the head proves that nothing was written; a later one does not: look.
+            return resolve(log, patience, piece, Some(why)).await;
+        }
+        if log
+            .shared
+            .layouts
+            .known()
+            .is_some_and(|known| known.layout.term > piece.term)
+        {
+            metrics::counter!("milonga_client_append_retries_total", "reason" => "term")
+                .increment(1);
+            return resolve(log, patience, piece, None).await;
+        }
+    }
+}
+
+/// What became of a piece that cannot be written any more: its positions are settled and looked at.
+async fn resolve(
+    log: &Log,
+    patience: &Patience,
+    piece: &Piece,
+    why: Option<Unavailable>,
+) -> PieceEnd {
+    let left = log
+        .options
+        .deadline
+        .saturating_sub(patience.waited())
+        .max(log.options.call);
+    match log
+        .with_deadline(left)
+        .resolve(placed(piece), piece.stamp)
+        .await
+    {
+        Ok(outcomes) => PieceEnd {
+            outcomes,
+            stop: why,
+        },
+        Err(error) => PieceEnd::all(piece, Resumed::Unknown, Some(why.unwrap_or(error))),
+    }
+}
+
+/// Appends in order: one piece is undecided at a time, so a record is in the log only if every earlier one is, and
+/// lies behind it. Large batches, not depth, give it throughput.
+#[derive(Clone)]
+pub struct Producer {
+    log: Log,
+    streams: Vec<StreamId>,
+    broken: Option<String>,
+}
+
+impl Producer {
+    /// Appends `records` behind everything this handle appended before, in as many runs as it takes.
+    ///
+    /// # Errors
+    /// [`AppendError`]. `positions` counts from the first of these records. After an unknown outcome the handle refuses
+    /// further appends, since their order could not be promised: resume what was saved, then take a new handle.
+    pub async fn append(&mut self, records: &[Bytes]) -> Result<Vec<Position>, AppendError> {
+        if let Some(saved) = &self.broken {
+            let why = format!(
+                "an earlier append of this handle has no known outcome; resume {saved} first"
+            );
+            return Err(AppendError::NotAppended {
+                why: Unavailable::Protocol { why },
+            });
+        }
+        let mut positions = Vec::with_capacity(records.len());
+        let mut rest = records;
+        while !rest.is_empty() {
+            let count = run_length(rest);
+            let (run, behind) = rest.split_at(count);
+            match self.log.append_run(run, &self.streams, true).await {
+                Ok(appended) => positions.extend(appended.positions),
+                Err(error) => return Err(self.stopped(positions, records.len(), error)),
+            }
+            rest = behind;
+        }
+        Ok(positions)
+    }
+
+    /// The error of one run, told of the whole call.
+    fn stopped(&mut self, before: Vec<Position>, all: usize, error: AppendError) -> AppendError {
+        let whole = |of_run: Vec<Option<Position>>| {
+            let mut positions: Vec<Option<Position>> = before.iter().copied().map(Some).collect();
+            positions.extend(of_run);
+            positions.resize(all, None);
+            positions
+        };
+        match error {
+            AppendError::NotAppended { why } if before.is_empty() => {
+                AppendError::NotAppended { why }
+            }
+            AppendError::NotAppended { why } => AppendError::Partly {
+                positions: whole(vec![]),
+                why,
+            },
+            AppendError::Partly { positions, why } => AppendError::Partly {
+                positions: whole(positions),
+                why,
+            },
+            AppendError::Unknown {
+                saved,
+                positions,
+                why,
+            } => {
+                self.broken = Some(saved.to_string());
+                AppendError::Unknown {
+                    saved,
+                    positions: whole(positions),
+                    why,
+                }
+            }
+        }
+    }
+}
+
+/// How many of `records` fit one run: at least one, so that a record over the limit is refused by name.
+fn run_length(records: &[Bytes]) -> usize {
+    let mut bytes = 0;
+    let fits = records
+        .iter()
+        .take(RUN_RECORDS_MAX as usize)
+        .take_while(|record| {
+            bytes += record.len();
+            bytes <= PIECE_BYTES_MAX
+        });
+    fits.count().max(1)
+}

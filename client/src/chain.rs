@@ -1,0 +1,462 @@
+//! One chain in one term: write down it, read from a unit of it, settle what is half done, restore what a unit lost.
+//!
+//! ```text
+//!          write / complete                     fill                       restore (control)
+//! client ──▶ head   Decide: decides      client ──▶ head   junk, if empty     every unit: what do you hold?
+//!        ──▶ middle Follow: repeats             ──▶ middle                    head first, Copy what any of them holds,
+//!        ──▶ tail   acknowledged                ──▶ tail                      down the whole chain; junk if none does
+//! ```
+//! Straight lines without retries: a caller that meets a [`ChainError`] knows what is true and tries again where that
+//! is right, in one place (`log.rs`).
+//!
+//! Source: van Renesse and Schneider, *Chain Replication* (OSDI '04); CORFU (NSDI '12), "Completing writes" and "Filling holes".
+
+use std::collections::{BTreeMap, VecDeque};
+
+use milonga_wire::limits::{
+    FILL_POSITIONS_MAX, PIECE_BYTES_MAX, PIECES_MAX, READ_BYTES_MAX, SPANS_MAX,
+};
+use milonga_wire::{
+    Answer, Chain, ConfirmedEnd, EntryHead, Fill, Layout, Payload, Piece, Position, Server, Span,
+    Stripes, Term, UnitReply, UnitRequest, WriteKind, WriteOutcome,
+};
+
+use crate::calls::{Calls, Failure, unexpected};
+
+/// Why an operation on a chain did not come to its end.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ChainError {
+    /// A unit refused or did not answer. Whatever was asked of the units before it in the chain is done.
+    #[error(transparent)]
+    Unit(#[from] Failure),
+    /// C2 is broken: a unit holds something else than the head. Nothing was acknowledged there.
+    #[error(
+        "position {position} differs between {head} and {unit}; nothing is lost at the head; evict {unit} and let it heal"
+    )]
+    Diverged {
+        /// Where.
+        position: Position,
+        /// The head's name.
+        head: String,
+        /// The unit that differs.
+        unit: String,
+    },
+    /// A unit cannot tell what it held there: a later term must restore it.
+    #[error("{unit} cannot tell what {span} held")]
+    Unknown {
+        /// Which unit.
+        unit: String,
+        /// The positions.
+        span: Span,
+    },
+}
+
+/// What a position holds on one unit, bytes included.
+#[derive(Clone, Debug)]
+pub(crate) enum Found {
+    Data(EntryHead, Payload),
+    Junk(Span, Term),
+    Trimmed(Span),
+    Unwritten(Span),
+    Unknown(Span),
+}
+
+impl Found {
+    pub(crate) fn span(&self) -> Span {
+        match self {
+            Self::Data(head, _) => Span::one(head.position),
+            Self::Junk(span, _)
+            | Self::Trimmed(span)
+            | Self::Unwritten(span)
+            | Self::Unknown(span) => *span,
+        }
+    }
+}
+
+/// What became of a piece.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Written {
+    /// The whole chain has it.
+    Done,
+    /// `position` belongs to another; nothing of the piece is in the log.
+    Lost { position: Position },
+}
+
+/// One chain, as the layout of one term lists it.
+#[derive(Copy, Clone)]
+pub(crate) struct OneChain<'a> {
+    pub(crate) calls: &'a Calls,
+    pub(crate) layout: &'a Layout,
+    pub(crate) chain: &'a Chain,
+}
+
+impl<'a> OneChain<'a> {
+    fn units(&self) -> impl DoubleEndedIterator<Item = &'a Server> + use<'a> {
+        self.layout.units_of(self.chain)
+    }
+
+    pub(crate) fn head(&self) -> &'a Server {
+        self.units()
+            .next()
+            .expect("a valid layout's chains are not empty and name listed units (L1)")
+    }
+
+    pub(crate) fn tail(&self) -> &'a Server {
+        self.units()
+            .next_back()
+            .expect("a valid layout's chains are not empty and name listed units (L1)")
+    }
+
+    /// The unit at `index`, counted round the chain from its head.
+    pub(crate) fn any(&self, index: usize) -> &'a Server {
+        self.units()
+            .nth(index % self.chain.units.len())
+            .unwrap_or_else(|| self.tail())
+    }
+
+    /// Writes a new piece, head to tail (C1).
+    pub(crate) async fn write(
+        &self,
+        piece: &Piece,
+        payload: &Payload,
+    ) -> Result<Written, ChainError> {
+        for (index, unit) in self.units().enumerate() {
+            let kind = if index == 0 {
+                WriteKind::Decide
+            } else {
+                WriteKind::Follow
+            };
+            let outcomes = self
+                .put(unit, kind, vec![piece.clone()], payload.clone())
+                .await?;
+            match outcomes.first() {
+                Some(WriteOutcome::Stored) => {}
+                Some(WriteOutcome::Taken { position, .. }) if index == 0 => {
+                    return Ok(Written::Lost {
+                        position: *position,
+                    });
+                }
+                Some(WriteOutcome::Taken { position, .. }) => {
+                    return Err(self.diverged(unit, *position));
+                }
+                None => return Err(unexpected(unit.name.as_str()).into()),
+            }
+        }
+        Ok(Written::Done)
+    }
+
+    /// What `spans` hold on `unit`: all of them, in order, in as many calls as it takes.
+    pub(crate) async fn read_all(
+        &self,
+        unit: &Server,
+        spans: &[Span],
+    ) -> Result<Vec<Found>, ChainError> {
+        let mut rest: VecDeque<Span> = spans
+            .iter()
+            .copied()
+            .filter(|span| !span.is_empty())
+            .collect();
+        let mut found = vec![];
+        while !rest.is_empty() {
+            let asked = rest.iter().copied().take(SPANS_MAX).collect();
+            let part = self.read(unit, asked, READ_BYTES_MAX).await?;
+            if part.is_empty() || !part.iter().all(|piece| advance(&mut rest, piece.span())) {
+                return Err(unexpected(unit.name.as_str()).into());
+            }
+            found.extend(part);
+        }
+        Ok(found)
+    }
+
+    /// What `spans` hold on `unit`, as far as one reply goes.
+    pub(crate) async fn read(
+        &self,
+        unit: &Server,
+        spans: Vec<Span>,
+        bytes_max: u32,
+    ) -> Result<Vec<Found>, ChainError> {
+        let request = UnitRequest::Read { spans, bytes_max };
+        let (reply, mut payload) = self
+            .calls
+            .unit(unit, self.layout.term, request, Payload::new())
+            .await?;
+        let UnitReply::Read(answers) = reply else {
+            return Err(unexpected(unit.name.as_str()).into());
+        };
+        let found = answers.into_iter().map(|answer| match answer {
+            Answer::Data(head) => {
+                let bytes = payload.split_to(head.len as usize);
+                Found::Data(head, bytes)
+            }
+            Answer::Junk { span, term } => Found::Junk(span, term),
+            Answer::Trimmed(span) => Found::Trimmed(span),
+            Answer::Unwritten(span) => Found::Unwritten(span),
+            Answer::Unknown(span) => Found::Unknown(span),
+        });
+        Ok(found.collect())
+    }
+
+    /// All units, head first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &'a Server> + use<'a> {
+        self.units()
+    }
+
+    /// The chain's settled mark, from its tail.
+    pub(crate) async fn settled(&self, stripes: Stripes) -> Result<Position, ChainError> {
+        self.settled_at(self.tail(), stripes).await
+    }
+
+    /// The first position of `stripes` that `unit` lacks: a settled mark only if it is the tail.
+    pub(crate) async fn settled_at(
+        &self,
+        unit: &Server,
+        stripes: Stripes,
+    ) -> Result<Position, ChainError> {
+        let request = UnitRequest::Settled { stripes };
+        match self
+            .calls
+            .unit(unit, self.layout.term, request, Payload::new())
+            .await?
+        {
+            (UnitReply::Settled(mark), _) => Ok(mark),
+            _ => Err(unexpected(unit.name.as_str()).into()),
+        }
+    }
+
+    /// Settles `spans`, all below `end`: what the head holds is completed down the chain; where it holds nothing, junk.
+    pub(crate) async fn settle(&self, spans: &[Span], end: ConfirmedEnd) -> Result<(), ChainError> {
+        let head = self.head();
+        let mut held = self.read_all(head, spans).await?;
+        let empty: Vec<Span> = held
+            .iter()
+            .filter_map(|found| match found {
+                Found::Unwritten(span) => Some(*span),
+                _ => None,
+            })
+            .collect();
+        if !empty.is_empty() {
+            self.fill(head, WriteKind::Decide, self.layout.term, &empty, end)
+                .await?;
+            // Whoever won there, the head says it now (H9).
+            held.retain(|found| !matches!(found, Found::Unwritten(_)));
+            held.extend(self.read_all(head, &empty).await?);
+        }
+        for unit in self.units().skip(1) {
+            self.push(unit, WriteKind::Follow, &held, end).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts back, down the whole chain, what any of its units holds of `spans`, and junk where none does.
+    ///
+    /// Every unit must answer. `spans` must lie below the open segment, whose layout is decided.
+    pub(crate) async fn restore(
+        &self,
+        spans: &[Span],
+        end: ConfirmedEnd,
+    ) -> Result<(), ChainError> {
+        let mut held: Vec<Found> = vec![];
+        let mut missing: Vec<Span> = spans.to_vec();
+        for unit in self.units() {
+            let mut lacking = vec![];
+            for found in self.read_all(unit, &missing).await? {
+                match found {
+                    Found::Data(..) | Found::Junk(..) | Found::Trimmed(_) => held.push(found),
+                    Found::Unwritten(span) | Found::Unknown(span) => lacking.push(span),
+                }
+            }
+            missing = lacking;
+        }
+        held.extend(
+            missing
+                .into_iter()
+                .map(|span| Found::Junk(span, self.layout.term)),
+        );
+        for unit in self.units() {
+            self.push(unit, WriteKind::Copy, &held, end).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes `unit` hold all of `held`.
+    async fn push(
+        &self,
+        unit: &Server,
+        kind: WriteKind,
+        held: &[Found],
+        end: ConfirmedEnd,
+    ) -> Result<(), ChainError> {
+        let (mut pieces, mut payload) = (vec![], Payload::new());
+        let mut junk: BTreeMap<Term, Vec<Span>> = BTreeMap::new();
+        for found in held {
+            match found {
+                Found::Data(head, bytes) => {
+                    if payload.len() + bytes.len() > PIECE_BYTES_MAX || pieces.len() >= PIECES_MAX {
+                        self.put_all(
+                            unit,
+                            kind,
+                            std::mem::take(&mut pieces),
+                            std::mem::take(&mut payload),
+                        )
+                        .await?;
+                    }
+                    pieces.push(Piece::one(head.clone()));
+                    payload.append(bytes.clone());
+                }
+                Found::Junk(span, decided) => junk.entry(*decided).or_default().push(*span),
+                Found::Trimmed(_) => {}
+                Found::Unwritten(span) | Found::Unknown(span) => {
+                    return Err(ChainError::Unknown {
+                        unit: self.head().name.to_string(),
+                        span: *span,
+                    });
+                }
+            }
+        }
+        self.put_all(unit, kind, pieces, payload).await?;
+        for (decided, spans) in junk {
+            self.fill(unit, kind, decided, &spans, end).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes pieces that must be there afterwards: another value is a divergence.
+    async fn put_all(
+        &self,
+        unit: &Server,
+        kind: WriteKind,
+        pieces: Vec<Piece>,
+        payload: Payload,
+    ) -> Result<(), ChainError> {
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        for outcome in self.put(unit, kind, pieces, payload).await? {
+            match outcome {
+                WriteOutcome::Stored => {}
+                WriteOutcome::Taken { position, .. } => return Err(self.diverged(unit, position)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn put(
+        &self,
+        unit: &Server,
+        kind: WriteKind,
+        pieces: Vec<Piece>,
+        payload: Payload,
+    ) -> Result<Vec<WriteOutcome>, ChainError> {
+        let request = UnitRequest::Write { kind, pieces };
+        match self
+            .calls
+            .unit(unit, self.layout.term, request, payload)
+            .await
+        {
+            Ok((UnitReply::Written(outcomes), _)) => Ok(outcomes),
+            Ok(_) => Err(unexpected(unit.name.as_str()).into()),
+            Err(failure) => Err(unknown_or(unit, failure)),
+        }
+    }
+
+    /// Junk on `unit`. At the head (Decide) a record that is there wins; below it, it is a divergence.
+    async fn fill(
+        &self,
+        unit: &Server,
+        kind: WriteKind,
+        decided: Term,
+        spans: &[Span],
+        end: ConfirmedEnd,
+    ) -> Result<(), ChainError> {
+        for part in parts(spans) {
+            let positions: u64 = part.iter().map(|span| span.len()).sum();
+            let fill = Fill {
+                kind,
+                decided,
+                spans: part,
+                end,
+            };
+            let reply = self
+                .calls
+                .unit(
+                    unit,
+                    self.layout.term,
+                    UnitRequest::Fill(fill),
+                    Payload::new(),
+                )
+                .await;
+            let outcome = match reply {
+                Ok((UnitReply::Filled(outcome), _)) => outcome,
+                Ok(_) => return Err(unexpected(unit.name.as_str()).into()),
+                Err(failure) => return Err(unknown_or(unit, failure)),
+            };
+            metrics::counter!("milonga_client_holes_filled_total")
+                .increment(positions.saturating_sub(outcome.taken.len() as u64));
+            match (kind, outcome.taken.first()) {
+                (WriteKind::Decide, _) | (_, None) => {}
+                (WriteKind::Follow | WriteKind::Copy, Some((position, _))) => {
+                    return Err(self.diverged(unit, *position));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn diverged(&self, unit: &Server, position: Position) -> ChainError {
+        let head = self.head().name.to_string();
+        ChainError::Diverged {
+            position,
+            head,
+            unit: unit.name.to_string(),
+        }
+    }
+}
+
+/// A refusal that says "unknown" is told apart: it needs a restore, not a retry.
+fn unknown_or(unit: &Server, failure: Failure) -> ChainError {
+    match failure.refusal() {
+        Some(milonga_wire::Refusal::Unknown { span }) => ChainError::Unknown {
+            unit: unit.name.to_string(),
+            span: *span,
+        },
+        Some(_) | None => failure.into(),
+    }
+}
+
+/// `spans`, cut and grouped so that each group fits one fill.
+fn parts(spans: &[Span]) -> Vec<Vec<Span>> {
+    let mut groups: Vec<Vec<Span>> = vec![];
+    let mut room = 0;
+    for span in spans {
+        let mut rest = *span;
+        while !rest.is_empty() {
+            if room == 0 || groups.last().is_none_or(|group| group.len() >= SPANS_MAX) {
+                groups.push(vec![]);
+                room = FILL_POSITIONS_MAX;
+            }
+            let taken = Span::new(rest.start, rest.start.plus(room.min(rest.len())));
+            groups
+                .last_mut()
+                .expect("a group was just pushed")
+                .push(taken);
+            room -= taken.len();
+            rest.start = taken.end;
+        }
+    }
+    groups
+}
+
+/// Takes `done`, the front of what was asked, off `rest`. Says whether that was any progress.
+pub(crate) fn advance(rest: &mut VecDeque<Span>, done: Span) -> bool {
+    let Some(first) = rest.front_mut() else {
+        return false;
+    };
+    if done.start > first.start || done.end <= first.start || done.end > first.end {
+        return false;
+    }
+    first.start = done.end;
+    if first.is_empty() {
+        rest.pop_front();
+    }
+    true
+}

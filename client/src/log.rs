@@ -1,0 +1,469 @@
+//! A client's hold on the log: what all its operations share, and how it carries on after trouble.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use milonga_host::Host;
+use milonga_wire::{
+    Address, Caller, ConfirmedEnd, Decided, Identity, Incarnation, LayoutRequest, Position, Report,
+    Role, SequencerReply, SequencerRequest, Session, Span, StreamId, StreamLink, Term,
+};
+
+use crate::calls::{Calls, Failure, unexpected};
+use crate::chain::OneChain;
+use crate::layouts::Layouts;
+use crate::options::Options;
+use crate::reconfigure;
+use crate::trouble::{Next, Patience, Trouble, Unavailable};
+
+/// The end of the log, and where some streams end.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct End {
+    /// At or above every append acknowledged before the call, by anyone. Never lower than this client was told before.
+    pub position: Position,
+    /// The sequencer's counter in `term`: positions from here to `position` were issued in an earlier term and vanished.
+    pub counter: Position,
+    /// The term in which it was confirmed.
+    pub term: Term,
+    /// Per stream asked for, in order: its last positions below the counter.
+    pub streams: Vec<StreamLink>,
+}
+
+/// A client of one cluster. Clones share everything; dropping the last one ends its background work.
+#[derive(Clone)]
+pub struct Log {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) options: Arc<Options>,
+}
+
+/// What all clones share.
+pub(crate) struct Shared {
+    pub(crate) host: Host,
+    pub(crate) caller: Caller,
+    pub(crate) calls: Calls,
+    pub(crate) layouts: Layouts,
+    pub(crate) session: Session,
+    requests: AtomicU64,
+    /// The highest end this session was told (design: a session never reports a lower one).
+    end_seen: AtomicU64,
+    /// The newest confirmed end: what fills are based on.
+    confirmed: Mutex<Option<ConfirmedEnd>>,
+    /// Settled marks by chain, from each chain's own tail, for the incarnations they were learnt from.
+    marks: Mutex<BTreeMap<(Position, u16), Mark>>,
+    /// A moving average of what an append or read takes, in microseconds: how long a hole is left to its writer.
+    latency_us: AtomicU64,
+    /// One mend at a time.
+    mending: tokio::sync::Mutex<()>,
+    pub(crate) turns: AtomicU64,
+}
+
+/// A chain's settled mark, good while the same process starts form it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Mark {
+    units: Vec<(Identity, Incarnation)>,
+    position: Position,
+}
+
+impl Log {
+    /// A client of the cluster whose layout servers listen at `layout_servers`. Nothing is asked yet.
+    ///
+    /// `caller` is what this process's certificate says: its role decides what this client tries by itself.
+    pub fn new(host: Host, caller: Caller, layout_servers: Vec<Address>, options: Options) -> Self {
+        let calls = Calls::new(host.clone(), caller.cluster, options.call);
+        let layouts = Layouts::new(calls.clone(), layout_servers);
+        let session = Session(host.random.id());
+        let shared = Shared {
+            host,
+            caller,
+            calls,
+            layouts,
+            session,
+            requests: AtomicU64::new(0),
+            end_seen: AtomicU64::new(0),
+            confirmed: Mutex::new(None),
+            marks: Mutex::new(BTreeMap::new()),
+            latency_us: AtomicU64::new(2_000),
+            mending: tokio::sync::Mutex::new(()),
+            turns: AtomicU64::new(0),
+        };
+        Self {
+            shared: Arc::new(shared),
+            options: Arc::new(options),
+        }
+    }
+
+    /// The same client with other waits and bounds.
+    pub fn with_options(&self, options: Options) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            options: Arc::new(options),
+        }
+    }
+
+    /// The same client with another deadline for each operation.
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        self.with_options(Options {
+            deadline,
+            ..(*self.options).clone()
+        })
+    }
+
+    /// What this client was told to wait and bound.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// What this client runs on.
+    pub fn host(&self) -> &Host {
+        &self.shared.host
+    }
+
+    /// Who this client is.
+    pub fn caller(&self) -> &Caller {
+        &self.shared.caller
+    }
+
+    /// The session of every stamp this client makes.
+    pub fn session(&self) -> Session {
+        self.shared.session
+    }
+
+    /// The newest decided layout this client knows; it asks a majority of the layout servers the first time.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if the deadline passes without a majority.
+    pub async fn layout(&self) -> Result<Arc<Decided>, Unavailable> {
+        let mut patience = self.patience();
+        loop {
+            match self.shared.layouts.current().await {
+                Ok(decided) => return Ok(decided),
+                Err(error @ crate::layouts::LayoutsError::Blank) => {
+                    return Err(Unavailable::Protocol {
+                        why: error.to_string(),
+                    });
+                }
+                Err(error) => patience.pause(|| error.to_string()).await?,
+            }
+        }
+    }
+
+    /// The newest decided layout, read from a majority of the layout servers now.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if the deadline passes without a majority.
+    pub async fn newest_layout(&self) -> Result<Arc<Decided>, Unavailable> {
+        let mut patience = self.patience();
+        while let Err(error) = self.shared.layouts.read().await {
+            self.after(&mut patience, Term::GENESIS, error.into())
+                .await?;
+        }
+        self.layout().await
+    }
+
+    /// The end of the log: at or above every append acknowledged before this call.
+    ///
+    /// Confirmed by a majority of the layout servers in a round that began after the sequencer got the request, so a
+    /// sequencer that was replaced cannot make anyone believe an old end (H2, H43).
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn end(&self) -> Result<End, Unavailable> {
+        self.end_of(&[]).await
+    }
+
+    /// The end of the log, and the last positions of `streams`.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn end_of(&self, streams: &[StreamId]) -> Result<End, Unavailable> {
+        let mut patience = self.patience();
+        loop {
+            let decided = self.layout().await?;
+            let layout = &decided.layout;
+            let request = SequencerRequest::End {
+                streams: streams.to_vec(),
+            };
+            match self
+                .shared
+                .calls
+                .sequencer(&layout.sequencer, layout.term, request)
+                .await
+            {
+                Ok(SequencerReply::End { end, term, streams }) => {
+                    return Ok(self.told(end, term, streams));
+                }
+                Ok(_) => {
+                    self.after(
+                        &mut patience,
+                        layout.term,
+                        unexpected("the sequencer").into(),
+                    )
+                    .await?
+                }
+                Err(failure) => {
+                    self.after(&mut patience, layout.term, failure.into())
+                        .await?
+                }
+            }
+        }
+    }
+
+    fn told(&self, counter: Position, term: Term, streams: Vec<StreamLink>) -> End {
+        let seen = self
+            .shared
+            .end_seen
+            .fetch_max(counter.0, Ordering::Relaxed)
+            .max(counter.0);
+        let mut confirmed = self
+            .shared
+            .confirmed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let newer = ConfirmedEnd { end: counter, term };
+        if confirmed.is_none_or(|known| (known.term, known.end) < (newer.term, newer.end)) {
+            *confirmed = Some(newer);
+        }
+        End {
+            position: Position(seen),
+            counter,
+            term,
+            streams,
+        }
+    }
+
+    /// The newest confirmed end of `term`, if there is one: what a fill in that term may be based on (C5).
+    pub(crate) fn confirmed(&self, term: Term) -> Option<ConfirmedEnd> {
+        let confirmed = self
+            .shared
+            .confirmed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        confirmed.filter(|known| known.term == term)
+    }
+
+    /// The number of this session's next append.
+    pub(crate) fn next_request(&self) -> u64 {
+        self.shared.requests.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn patience(&self) -> Patience {
+        Patience::new(
+            &self.shared.host.clock,
+            &self.shared.host.random,
+            self.options.deadline,
+        )
+    }
+
+    pub(crate) fn chain<'a>(
+        &'a self,
+        layout: &'a milonga_wire::Layout,
+        chain: &'a milonga_wire::Chain,
+    ) -> OneChain<'a> {
+        OneChain {
+            calls: &self.shared.calls,
+            layout,
+            chain,
+        }
+    }
+
+    /// Does what `trouble`, met in `term`, asks for; after `Ok` the caller tries again under the newest layout.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if trying again does not help or the deadline has passed.
+    pub(crate) async fn after(
+        &self,
+        patience: &mut Patience,
+        term: Term,
+        trouble: Trouble,
+    ) -> Result<(), Unavailable> {
+        let failure = match trouble {
+            Trouble::Diverged(why) => return Err(Unavailable::Diverged { why }),
+            Trouble::GaveUp(error) => return Err(error),
+            Trouble::Unknown { span, .. } => {
+                let text = trouble.to_string();
+                if !self.restore(span).await {
+                    self.report(Report::Holes {
+                        spans: vec![span],
+                        end: span.end,
+                    })
+                    .await;
+                }
+                return patience.pause(|| text).await;
+            }
+            Trouble::Layouts(error) => return patience.pause(|| error.to_string()).await,
+            Trouble::Server(failure) => failure,
+        };
+        tracing::debug!(%term, %failure, "trouble");
+        match (Next::after(&failure), failure.refusal()) {
+            (Next::GiveUp, Some(refusal)) => {
+                let Failure::Refused { server, .. } = &failure else {
+                    unreachable!("a refusal names its server")
+                };
+                return Err(Unavailable::Refused {
+                    server: server.clone(),
+                    refusal: refusal.clone(),
+                });
+            }
+            (Next::GiveUp, None) => {
+                return Err(Unavailable::Protocol {
+                    why: failure.to_string(),
+                });
+            }
+            (Next::Refresh, refusal) => {
+                match refusal {
+                    Some(
+                        milonga_wire::Refusal::StaleTerm {
+                            newest: Some(newest),
+                            ..
+                        }
+                        | milonga_wire::Refusal::Decided { newest },
+                    ) => self.shared.layouts.offer(newest),
+                    Some(_) | None => {}
+                }
+                if self.is_newer_than(term) {
+                    return Ok(());
+                }
+                // The server is in a term that nobody has decided yet, or whose decision has not reached us.
+                self.mend(term).await;
+            }
+            (Next::Mend | Next::Restore, _) => self.mend(term).await,
+            (Next::Again, _) => {
+                if patience.waited() > self.options.call {
+                    self.mend(term).await;
+                }
+            }
+        }
+        if self.is_newer_than(term) {
+            return if patience.is_over() {
+                patience.pause(|| failure.to_string()).await
+            } else {
+                Ok(())
+            };
+        }
+        patience.pause(|| failure.to_string()).await
+    }
+
+    fn is_newer_than(&self, term: Term) -> bool {
+        self.shared
+            .layouts
+            .known()
+            .is_some_and(|known| known.layout.term > term)
+    }
+
+    /// Reads the newest layout; if it is still that of `term`, and this client may, finishes or replaces it.
+    async fn mend(&self, term: Term) {
+        let _one_at_a_time = self.shared.mending.lock().await;
+        if self.is_newer_than(term) {
+            return;
+        }
+        if let Err(error) = self.shared.layouts.read().await {
+            tracing::debug!(%error, "no newest layout");
+            return;
+        }
+        if self.is_newer_than(term) || !self.options.mend || !self.may(Role::Control) {
+            return;
+        }
+        if let Err(error) =
+            reconfigure::mend(self, "a server was restarted, or a term was left half done").await
+        {
+            tracing::debug!(%error, "could not mend");
+        }
+    }
+
+    /// Whether this client's certificate is good for what `role` may do.
+    pub(crate) fn may(&self, role: Role) -> bool {
+        let has = self.shared.caller.role;
+        !has.is_server() && has >= role
+    }
+
+    /// Tells the layout servers what this client saw and may not mend; nobody waits for it to be believed.
+    pub(crate) async fn report(&self, report: Report) {
+        let Some(decided) = self.shared.layouts.known() else {
+            return;
+        };
+        for server in &decided.layout.layout_servers {
+            let request = LayoutRequest::Report(report.clone());
+            if self
+                .shared
+                .calls
+                .layout(server, decided.layout.term, request)
+                .await
+                .is_ok()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Notes how long an append or a read took.
+    pub(crate) fn took(&self, time: Duration) {
+        let sample = time.as_micros() as u64;
+        let old = self.shared.latency_us.load(Ordering::Relaxed);
+        self.shared
+            .latency_us
+            .store(old - old / 8 + sample / 8, Ordering::Relaxed);
+    }
+
+    /// How long a hole is left to its writer: a small multiple of what operations take.
+    pub(crate) fn hole_wait(&self) -> Duration {
+        let usual = Duration::from_micros(self.shared.latency_us.load(Ordering::Relaxed));
+        (usual * 8).clamp(self.options.hole_wait_min, self.options.hole_wait_max)
+    }
+
+    /// The settled mark of a chain, if it was learnt from these very process starts.
+    pub(crate) fn mark(
+        &self,
+        layout: &milonga_wire::Layout,
+        chain: &milonga_wire::Chain,
+        key: (Position, u16),
+    ) -> Position {
+        let marks = self
+            .shared
+            .marks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match marks.get(&key) {
+            Some(mark) if mark.units == units(layout, chain) => mark.position,
+            Some(_) | None => Position::FIRST,
+        }
+    }
+
+    /// Remembers the settled mark that a chain's tail gave in this client's term.
+    pub(crate) fn note_mark(
+        &self,
+        layout: &milonga_wire::Layout,
+        chain: &milonga_wire::Chain,
+        key: (Position, u16),
+        position: Position,
+    ) {
+        let mut marks = self
+            .shared
+            .marks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        marks.insert(
+            key,
+            Mark {
+                units: units(layout, chain),
+                position,
+            },
+        );
+    }
+
+    /// Spans below the newest known end: for messages.
+    pub(crate) fn clip(span: Span, end: Position) -> Span {
+        span.intersect(Span::new(Position::FIRST, end))
+    }
+}
+
+fn units(
+    layout: &milonga_wire::Layout,
+    chain: &milonga_wire::Chain,
+) -> Vec<(Identity, Incarnation)> {
+    layout
+        .units_of(chain)
+        .map(|unit| (unit.identity, unit.incarnation))
+        .collect()
+}

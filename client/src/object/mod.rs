@@ -1,0 +1,1 @@
+//! Replicated objects: deterministic state machines fed by a stream of the log.

@@ -1,0 +1,313 @@
+//! Reads: what positions hold on their whole chains. Holes and half-written entries are settled on the way.
+//!
+//! Below a chain's settled mark any of its units may answer, so reads spread; above it, only the tail (C4).
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use milonga_wire::{Chain, ConfirmedEnd, Layout, Payload, Position, Span};
+
+use crate::chain::Found;
+use crate::entry::{Entry, Kind};
+use crate::log::Log;
+use crate::settle::by_chain;
+use crate::trouble::{Trouble, Unavailable};
+
+/// Positions that one round of reads covers at most.
+const ROUND_POSITIONS: u64 = 8_192;
+
+/// Why a read brought nothing. The log is unchanged.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// What the position holds could not be found out in time.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// What one round found at the front of what was asked.
+#[derive(Debug)]
+pub(crate) enum Round {
+    /// Entries from the first position on, without a gap; at least one.
+    Entries(Vec<Entry>),
+    /// The first position lies at or above the end, as confirmed.
+    Ended(ConfirmedEnd),
+}
+
+impl Log {
+    /// What `position` holds. At or above the end that is [`Kind::Unwritten`], and nothing is filled there (H12).
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn read(&self, position: Position) -> Result<Entry, ReadError> {
+        let mut patience = self.patience();
+        match self.round(Span::one(position), &mut patience).await? {
+            Round::Entries(mut entries) => Ok(entries.remove(0)),
+            Round::Ended(_) => Ok(Entry {
+                position,
+                kind: Kind::Unwritten,
+            }),
+        }
+    }
+
+    /// What the positions of `span` hold, in order, up to the end of the log. All of it in memory: for long spans use
+    /// [`Log::read_some`] or [`Log::follow`].
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn read_range(&self, span: Span) -> Result<Vec<Entry>, ReadError> {
+        let mut entries = vec![];
+        let mut rest = span;
+        while !rest.is_empty() {
+            let some = self.read_some(rest).await?;
+            let Some(last) = some.last() else { break };
+            rest.start = last.position.next();
+            entries.extend(some);
+        }
+        Ok(entries)
+    }
+
+    /// The first entries of `span`, as many as one round brings: at least one, or none if `span` starts at or above the end.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn read_some(&self, span: Span) -> Result<Vec<Entry>, ReadError> {
+        if span.is_empty() {
+            return Ok(vec![]);
+        }
+        let mut patience = self.patience();
+        match self.round(span, &mut patience).await? {
+            Round::Entries(entries) => Ok(entries),
+            Round::Ended(_) => Ok(vec![]),
+        }
+    }
+
+    /// One round over the front of `span`, tried until it brings something.
+    pub(crate) async fn round(
+        &self,
+        span: Span,
+        patience: &mut crate::trouble::Patience,
+    ) -> Result<Round, Unavailable> {
+        let mut waited_for_holes = false;
+        loop {
+            let decided = self.layout().await?;
+            let layout = &decided.layout;
+            match self.try_round(layout, span, &mut waited_for_holes).await {
+                Ok(Some(round)) => return Ok(round),
+                Ok(None) => {
+                    patience
+                        .pause(|| format!("positions from {} are being settled", span.start))
+                        .await?
+                }
+                // H32: nobody is left hanging where data may be lost.
+                Err(Trouble::Unknown { span: unknown, .. }) if patience.is_over() => {
+                    let positions = unknown
+                        .intersect(span)
+                        .positions()
+                        .take(ROUND_POSITIONS as usize);
+                    let entries = positions.map(|position| Entry {
+                        position,
+                        kind: Kind::Unknown,
+                    });
+                    return Ok(Round::Entries(entries.collect()));
+                }
+                Err(unknown @ Trouble::Unknown { .. }) => {
+                    // Its own pause may be the last: the answer above is better than an error.
+                    let _ = self.after(patience, layout.term, unknown).await;
+                }
+                Err(trouble) => self.after(patience, layout.term, trouble).await?,
+            }
+        }
+    }
+
+    /// One try. Nothing if holes were met and settled, or left to their writers for a moment: look again.
+    async fn try_round(
+        &self,
+        layout: &Layout,
+        span: Span,
+        waited_for_holes: &mut bool,
+    ) -> Result<Option<Round>, Trouble> {
+        let window = Span::new(span.start, span.start.plus(span.len().min(ROUND_POSITIONS)));
+        let mut found = self.gather(layout, window, true).await?;
+        let first = |found: &BTreeMap<Position, Found>| found.get(&span.start).map(is_final);
+        if first(&found) != Some(true) {
+            found = self.gather(layout, window, false).await?;
+        }
+        if first(&found) == Some(true) {
+            return Ok(Some(Round::Entries(prefix(span.start, found))));
+        }
+        if let Some(Found::Unknown(unknown)) = found.get(&span.start) {
+            let (chain, _) = layout.chain_of(span.start);
+            let unit = self.chain(layout, chain).tail().name.to_string();
+            return Err(Trouble::Unknown {
+                unit,
+                span: *unknown,
+            });
+        }
+        // Unwritten at the tail: beyond the end, in flight, or a hole.
+        let end = match self.confirmed(layout.term) {
+            Some(known) if span.start < known.end => known,
+            Some(_) | None => {
+                let end = self.end().await?;
+                ConfirmedEnd {
+                    end: end.counter,
+                    term: end.term,
+                }
+            }
+        };
+        if end.term != layout.term {
+            return Ok(None);
+        }
+        if span.start >= end.end {
+            return Ok(Some(Round::Ended(end)));
+        }
+        let holes: Vec<Span> = found
+            .values()
+            .filter_map(|found| match found {
+                Found::Unwritten(hole) => Some(Log::clip(*hole, end.end)),
+                Found::Data(..) | Found::Junk(..) | Found::Trimmed(_) | Found::Unknown(_) => None,
+            })
+            .filter(|hole| !hole.is_empty())
+            .collect();
+        if !self.options.settle {
+            let hole = Log::clip(found[&span.start].span(), end.end);
+            let unwritten = |position| Entry {
+                position,
+                kind: Kind::Unwritten,
+            };
+            return Ok(Some(Round::Entries(
+                hole.positions().map(unwritten).collect(),
+            )));
+        }
+        if *waited_for_holes {
+            self.settle(layout, &holes, end).await?;
+        } else {
+            // One wait for all of them; then they are looked at again, and what is still empty is settled.
+            self.shared.host.clock.sleep(self.hole_wait()).await;
+            *waited_for_holes = true;
+        }
+        Ok(None)
+    }
+
+    /// What the units say of `window`, by first position. With `spread`, units other than the tail answer for what their
+    /// chain's tail called settled; their "unwritten" and "unknown" mean nothing.
+    async fn gather(
+        &self,
+        layout: &Layout,
+        window: Span,
+        spread: bool,
+    ) -> Result<BTreeMap<Position, Found>, Trouble> {
+        let groups = by_chain(layout, &[window]);
+        let turn = self
+            .shared
+            .turns
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed) as usize;
+        let reads = groups.iter().map(|(key, (chain, spans))| async move {
+            let chain_of = self.chain(layout, chain);
+            let mark = self.mark(layout, chain, *key);
+            let below = |mark: Position| spans.first().is_some_and(|span| span.start < mark);
+            let unit = if spread && below(mark) {
+                chain_of.any(turn)
+            } else {
+                chain_of.tail()
+            };
+            let is_tail = unit.identity == chain_of.tail().identity;
+            // A unit above the tail may hold what the tail does not have yet: it is asked below the mark only.
+            let asked: Vec<Span> = spans
+                .iter()
+                .map(|span| {
+                    if is_tail {
+                        *span
+                    } else {
+                        Log::clip(*span, mark)
+                    }
+                })
+                .filter(|span| !span.is_empty())
+                .take(milonga_wire::limits::SPANS_MAX)
+                .collect();
+            let found = chain_of.read(unit, asked, self.options.read_bytes).await?;
+            if is_tail {
+                self.learn_mark(layout, chain, *key, spans, mark).await;
+            }
+            Ok::<_, Trouble>(found)
+        });
+        let mut all = BTreeMap::new();
+        for found in join_all(reads).await {
+            all.extend(found?.into_iter().map(|found| (found.span().start, found)));
+        }
+        Ok(all)
+    }
+
+    /// Asks the tail for its settled mark when reads pass the one known here.
+    async fn learn_mark(
+        &self,
+        layout: &Layout,
+        chain: &Chain,
+        key: (Position, u16),
+        spans: &[Span],
+        mark: Position,
+    ) {
+        let beyond = spans.last().is_some_and(|span| span.end > mark);
+        if !beyond || chain.units.len() < 2 {
+            return;
+        }
+        let (_, stripes) = layout.chain_of(spans[0].start);
+        if let Ok(position) = self.chain(layout, chain).settled(stripes).await {
+            self.note_mark(layout, chain, key, position);
+        }
+    }
+}
+
+fn is_final(found: &Found) -> bool {
+    match found {
+        Found::Data(..) | Found::Junk(..) | Found::Trimmed(_) => true,
+        Found::Unwritten(_) | Found::Unknown(_) => false,
+    }
+}
+
+/// The entries from `start` on, up to the first gap.
+fn prefix(start: Position, found: BTreeMap<Position, Found>) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = vec![];
+    let mut next = start;
+    for (position, found) in found {
+        if position != next || !is_final(&found) {
+            break;
+        }
+        next = found.span().end;
+        match found {
+            Found::Data(head, payload) => entries.push(data(head, payload)),
+            Found::Junk(span, term) => {
+                entries.extend(span.positions().map(|position| Entry {
+                    position,
+                    kind: Kind::Junk { term },
+                }));
+            }
+            Found::Trimmed(span) => {
+                entries.extend(span.positions().map(|position| Entry {
+                    position,
+                    kind: Kind::Trimmed,
+                }));
+            }
+            Found::Unwritten(_) | Found::Unknown(_) => break,
+        }
+    }
+    entries
+}
+
+fn data(head: milonga_wire::EntryHead, payload: Payload) -> Entry {
+    let milonga_wire::EntryHead {
+        position,
+        term,
+        stamp,
+        streams,
+        len: _,
+    } = head;
+    Entry {
+        position,
+        kind: Kind::Data {
+            term,
+            stamp,
+            streams,
+            payload: payload.into_bytes(),
+        },
+    }
+}

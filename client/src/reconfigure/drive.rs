@@ -1,0 +1,564 @@
+//! The way to the next layout: Paxos, seals, announcement, bootstrap, restoring. Decisions are in `plan.rs`.
+//!
+//! Who can crash where: before a majority accepted, the next proposer adopts or outranks us; after it, any client learns
+//! the decision and finishes; announcing and bootstrapping are idempotent; restoring is repeated by whoever meets a gap.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX};
+use milonga_wire::{
+    Acceptance, Before, Decided, Description, Kind, Layout, LayoutReply, LayoutRequest, Origin,
+    Payload, Position, Rank, Refusal, Sealed, SequencerReply, SequencerRequest, Server, Span,
+    StreamId, StreamTail, Term, UnitReply, UnitRequest,
+};
+
+use crate::calls::{Failure, peer, unexpected};
+use crate::layouts::LayoutsError;
+use crate::log::Log;
+use crate::reconfigure::plan::{PlanError, Seals, restarted};
+
+/// How often a proposer that was outranked tries again.
+const TRIES: u32 = 8;
+/// Stream tails pages that a bootstrap may take: 64 million streams.
+const PAGES_MAX: u32 = 16_384;
+
+/// Why a change of layout did not come about. Nothing is lost by it; any control client may try again.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The layout servers could not be read, or too few promised or accepted.
+    #[error(transparent)]
+    Layouts(#[from] LayoutsError),
+    /// Not enough servers answered to make a next layout.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A server that the change needs did not answer, or refused.
+    #[error(transparent)]
+    Server(#[from] Failure),
+    /// No sequencer of the layout answered.
+    #[error("no sequencer answered: {}; start one of them", .0.join(", "))]
+    NoSequencer(Vec<String>),
+    /// Other proposers were faster each time.
+    #[error("other proposers came first {TRIES} times")]
+    Outranked,
+    /// Too few layout servers promised or accepted.
+    #[error("{got} of {needed} layout servers agreed: {}", why.join("; "))]
+    NoMajority {
+        /// How many.
+        got: usize,
+        /// How many are needed.
+        needed: usize,
+        /// What the others said.
+        why: Vec<String>,
+    },
+}
+
+/// Looks again at a cluster that gave trouble, and does what is missing: finishes a half-done term, or makes the next
+/// one if a server was restarted. Does nothing to a cluster that is well.
+///
+/// # Errors
+/// [`ChangeError`].
+pub async fn mend(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
+    let known = log.shared.layouts.read().await?;
+    let layout = &known.decided.layout;
+    let promised = known
+        .standings
+        .iter()
+        .any(|standing| standing.promised.is_some());
+    let units = join_all(
+        layout
+            .units
+            .iter()
+            .map(|unit| describe(log, unit, Kind::LogUnit)),
+    )
+    .await;
+    let sequencer = describe(log, &layout.sequencer, Kind::Sequencer).await;
+    let same = |listed: &Server, found: &Result<Description, Failure>| {
+        found
+            .as_ref()
+            .is_ok_and(|found| found.incarnation == listed.incarnation)
+    };
+    let restarted = layout
+        .units
+        .iter()
+        .zip(&units)
+        .chain(std::iter::once((&layout.sequencer, &sequencer)))
+        .any(|(listed, found)| found.is_ok() && !same(listed, found));
+    let sealed_ahead = units.iter().flatten().any(|unit| unit.term > layout.term);
+    if promised || restarted || sealed_ahead || sequencer.is_err() {
+        return rebuild(log, why).await;
+    }
+    finish(log, &known.decided).await?;
+    Ok(Arc::new(known.decided))
+}
+
+/// Makes the next layout: the same servers in their present process starts, a fresh sequencer. A half-done term is
+/// finished instead if there is one.
+///
+/// # Errors
+/// [`ChangeError`].
+pub async fn rebuild(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
+    let host = log.host();
+    let mut number = 1;
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            host.clock
+                .sleep(
+                    host.random
+                        .jittered(Duration::from_millis(20 << attempt.min(5))),
+                )
+                .await;
+        }
+        let known = log.shared.layouts.read().await?;
+        let seen = known
+            .standings
+            .iter()
+            .filter_map(|standing| standing.promised)
+            .map(|rank| rank.number);
+        number = seen.max().unwrap_or(0).max(number) + 1;
+        let rank = Rank {
+            number,
+            proposer: host.random.id(),
+        };
+        match propose(log, &known.decided, rank, why).await {
+            Ok(decided) => {
+                finish(log, &decided).await?;
+                restore_restarted(log, &known.decided.layout, &decided.layout).await;
+                return Ok(Arc::new(decided));
+            }
+            Err(Step::Again) => {}
+            Err(Step::Failed(error)) => return Err(error),
+        }
+    }
+    Err(ChangeError::Outranked)
+}
+
+/// How a try to decide a term ended without a decision of ours.
+enum Step {
+    /// Someone came first: read again.
+    Again,
+    Failed(ChangeError),
+}
+
+impl<E: Into<ChangeError>> From<E> for Step {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// One pass of Paxos over the term after `previous`.
+async fn propose(log: &Log, previous: &Decided, rank: Rank, why: &str) -> Result<Decided, Step> {
+    let old = &previous.layout;
+    let term = old.term.next();
+    let promises = ask_all(log, previous, term, &LayoutRequest::Prepare { rank }).await?;
+    let accepted = promises
+        .into_iter()
+        .filter_map(|(_, reply)| match reply {
+            LayoutReply::Promised(promise) => promise.accepted,
+            _ => None,
+        })
+        .max_by_key(|(rank, _)| *rank);
+    let layout = match accepted {
+        // It may be decided already (H21): finish it, and use nothing of it before.
+        Some((_, layout)) => *layout,
+        None => compute(log, old, term, why).await?,
+    };
+    let request = LayoutRequest::Propose {
+        rank,
+        layout: Box::new(layout.clone()),
+    };
+    let accepted = ask_all(log, previous, term, &request).await?;
+    let acceptances = accepted
+        .into_iter()
+        .filter_map(|(server, reply)| match reply {
+            LayoutReply::Accepted { rank } => Some(Acceptance {
+                server: server.identity,
+                rank,
+            }),
+            _ => None,
+        })
+        .collect();
+    let decided = Decided {
+        layout,
+        acceptances,
+    };
+    debug_assert!(
+        decided.check(old).is_ok(),
+        "a majority accepted at one rank"
+    );
+    let learn = LayoutRequest::Learn {
+        decided: Box::new(decided.clone()),
+    };
+    // Whoever does not hear it learns it from the next client that reads a majority.
+    let _ = ask_all(log, previous, term, &learn).await;
+    log.shared.layouts.adopt(decided.clone());
+    Ok(decided)
+}
+
+/// Seals the term and computes its layout from the answers (C7).
+async fn compute(log: &Log, old: &Layout, term: Term, why: &str) -> Result<Layout, Step> {
+    let seals = join_all(old.units.iter().map(|unit| seal_unit(log, unit, term))).await;
+    let (mut units, mut errors) = (BTreeMap::new(), vec![]);
+    for sealed in seals {
+        match sealed {
+            Ok(sealed) => {
+                units.insert(sealed.identity, sealed);
+            }
+            Err(Failure::Refused {
+                refusal: Refusal::StaleTerm { .. },
+                ..
+            }) => return Err(Step::Again),
+            Err(failure) => errors.push(failure),
+        }
+    }
+    for failure in &errors {
+        tracing::info!(%failure, %term, "a unit could not be sealed");
+    }
+    // The old sequencer's counter, if it still has one; and the first of the sequencers that answers issues next.
+    let (mut counter, mut next, mut silent) = (None, None, vec![]);
+    for server in std::iter::once(&old.sequencer).chain(&old.standbys) {
+        match seal_sequencer(log, server, term).await {
+            Ok((present, sealed)) => {
+                counter = counter.max(sealed);
+                next.get_or_insert(present);
+            }
+            Err(Failure::Refused {
+                refusal: Refusal::StaleTerm { .. },
+                ..
+            }) => return Err(Step::Again),
+            Err(failure) => silent.push(failure.to_string()),
+        }
+    }
+    let next = next.ok_or(ChangeError::NoSequencer(silent))?;
+    let origin = Origin {
+        by: log.caller().name.to_string(),
+        why: why.to_owned(),
+        change: format!("same servers; {} issues positions", next.name),
+        at_ms: log.host().clock.wall_ms(),
+    };
+    Ok(restarted(old, &Seals { units, counter }, &next, origin)?)
+}
+
+/// Sends `request` to every layout server of `previous`; a majority must agree.
+async fn ask_all(
+    log: &Log,
+    previous: &Decided,
+    term: Term,
+    request: &LayoutRequest,
+) -> Result<Vec<(Server, LayoutReply)>, Step> {
+    let servers = &previous.layout.layout_servers;
+    let calls = servers.iter().map(|server| async move {
+        let answer = log.shared.calls.layout(server, term, request.clone()).await;
+        let answer = match answer {
+            Err(Failure::Refused {
+                refusal: Refusal::Behind { newest },
+                ..
+            }) => {
+                teach(log, server, newest, previous).await;
+                log.shared.calls.layout(server, term, request.clone()).await
+            }
+            answer => answer,
+        };
+        (server, answer)
+    });
+    let (mut agreed, mut why, mut outdone) = (vec![], vec![], false);
+    for (server, answer) in join_all(calls).await {
+        match answer {
+            Ok(reply) => agreed.push((server.clone(), reply)),
+            Err(failure) => {
+                match failure.refusal() {
+                    Some(Refusal::Outranked { .. }) => outdone = true,
+                    Some(Refusal::Decided { newest }) => {
+                        log.shared.layouts.offer(newest);
+                        outdone = true;
+                    }
+                    Some(_) | None => {}
+                }
+                why.push(failure.to_string());
+            }
+        }
+    }
+    let needed = previous.layout.majority();
+    if agreed.len() >= needed {
+        return Ok(agreed);
+    }
+    if outdone {
+        return Err(Step::Again);
+    }
+    Err(ChangeError::NoMajority {
+        got: agreed.len(),
+        needed,
+        why,
+    }
+    .into())
+}
+
+/// Sends a layout server the decided layouts it lacks, up to `upto`.
+async fn teach(log: &Log, server: &Server, newest: Option<Term>, upto: &Decided) {
+    let mut term = newest.map_or(Term::GENESIS, Term::next);
+    while term < upto.layout.term {
+        let Ok(Some(decided)) = log.shared.layouts.decided_at(term).await else {
+            return;
+        };
+        let learn = LayoutRequest::Learn {
+            decided: Box::new(decided),
+        };
+        if log.shared.calls.layout(server, term, learn).await.is_err() {
+            return;
+        }
+        term = term.next();
+    }
+    let learn = LayoutRequest::Learn {
+        decided: Box::new(upto.clone()),
+    };
+    let _ = log
+        .shared
+        .calls
+        .layout(server, upto.layout.term, learn)
+        .await;
+}
+
+async fn describe(log: &Log, server: &Server, kind: Kind) -> Result<Description, Failure> {
+    log.shared.calls.describe(&peer(server, kind)).await
+}
+
+/// The server as it runs now, if its directory is still the one that the layout lists.
+async fn present(log: &Log, server: &Server, kind: Kind) -> Result<Server, Failure> {
+    let found = describe(log, server, kind).await?;
+    if found.identity != server.identity {
+        let refusal = Refusal::WrongServer {
+            asked: server.identity,
+            here: found.identity,
+        };
+        return Err(Failure::Refused {
+            server: server.name.to_string(),
+            refusal,
+        });
+    }
+    Ok(Server {
+        incarnation: found.incarnation,
+        ..server.clone()
+    })
+}
+
+async fn seal_unit(log: &Log, unit: &Server, term: Term) -> Result<Sealed, Failure> {
+    let unit = present(log, unit, Kind::LogUnit).await?;
+    match log
+        .shared
+        .calls
+        .unit(&unit, term, UnitRequest::Seal, Payload::new())
+        .await?
+    {
+        (UnitReply::Sealed(sealed), _) => Ok(sealed),
+        _ => Err(unexpected(unit.name.as_str())),
+    }
+}
+
+async fn seal_sequencer(
+    log: &Log,
+    server: &Server,
+    term: Term,
+) -> Result<(Server, Option<Position>), Failure> {
+    let server = present(log, server, Kind::Sequencer).await?;
+    match log
+        .shared
+        .calls
+        .sequencer(&server, term, SequencerRequest::Seal)
+        .await?
+    {
+        SequencerReply::Sealed { counter } => Ok((server, counter)),
+        _ => Err(unexpected(server.name.as_str())),
+    }
+}
+
+/// Puts a decided layout to work: every unit hears where its open segment starts, the sequencer its stream tails.
+pub(crate) async fn finish(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
+    let layout = &decided.layout;
+    let announce = UnitRequest::Announce {
+        start: layout.open_segment().start,
+    };
+    let announced = layout.units.iter().map(|unit| {
+        let request = announce.clone();
+        async move {
+            match log
+                .shared
+                .calls
+                .unit(unit, layout.term, request, Payload::new())
+                .await?
+            {
+                (UnitReply::Announced, _) => Ok(()),
+                _ => Err(unexpected(unit.name.as_str())),
+            }
+        }
+    });
+    for result in join_all(announced).await {
+        result?;
+    }
+    bootstrap(log, decided).await
+}
+
+/// Gives the sequencer of `decided` the tails of all streams, read from every unit of the layout.
+async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
+    let layout = &decided.layout;
+    let probe = log
+        .shared
+        .calls
+        .sequencer(&layout.sequencer, layout.term, SequencerRequest::Probe)
+        .await?;
+    if matches!(probe, SequencerReply::Probed { serving: true }) {
+        return Ok(());
+    }
+    let mut tails: BTreeMap<StreamId, Before> = BTreeMap::new();
+    for unit in join_all(
+        layout
+            .units
+            .iter()
+            .map(|unit| stream_tails(log, unit, layout.term)),
+    )
+    .await
+    {
+        for (stream, last) in unit? {
+            merge(
+                tails.entry(stream).or_insert_with(|| Before::Known(vec![])),
+                last,
+            );
+        }
+    }
+    let complete = layout
+        .segments
+        .iter()
+        .flat_map(|segment| &segment.chains)
+        .all(|chain| !chain.unreachable);
+    let driver = log.host().random.id();
+    let tails: Vec<StreamTail> = tails
+        .into_iter()
+        .map(|(stream, last)| StreamTail { stream, last })
+        .collect();
+    let pages = tails.len().div_ceil(STREAM_TAILS_PAGE_MAX as usize).max(1);
+    for page in 0..pages {
+        let from = page * STREAM_TAILS_PAGE_MAX as usize;
+        let part = tails
+            .iter()
+            .skip(from)
+            .take(STREAM_TAILS_PAGE_MAX as usize)
+            .cloned()
+            .collect();
+        let request = SequencerRequest::Bootstrap {
+            decided: Box::new(decided.clone()),
+            complete,
+            driver,
+            page: page as u32,
+            last: page + 1 == pages,
+            tails: part,
+        };
+        match log
+            .shared
+            .calls
+            .sequencer(&layout.sequencer, layout.term, request)
+            .await?
+        {
+            SequencerReply::Bootstrapped { .. } => {}
+            _ => return Err(unexpected(layout.sequencer.name.as_str()).into()),
+        }
+    }
+    Ok(())
+}
+
+async fn stream_tails(
+    log: &Log,
+    unit: &Server,
+    term: Term,
+) -> Result<Vec<(StreamId, Before)>, Failure> {
+    let (mut all, mut after): (Vec<(StreamId, Before)>, Option<StreamId>) = (vec![], None);
+    for _ in 0..PAGES_MAX {
+        let request = UnitRequest::StreamTails {
+            after,
+            count_max: STREAM_TAILS_PAGE_MAX,
+        };
+        match log
+            .shared
+            .calls
+            .unit(unit, term, request, Payload::new())
+            .await?
+        {
+            (UnitReply::StreamTails { tails, more }, _) => {
+                let last = tails.last().map(|(stream, _)| *stream);
+                all.extend(tails);
+                if !more || last.is_none() || last <= after {
+                    return Ok(all);
+                }
+                after = last;
+            }
+            _ => break,
+        }
+    }
+    Err(unexpected(unit.name.as_str()))
+}
+
+/// The last K positions that either knows. Where one does not know, nobody does.
+fn merge(into: &mut Before, other: Before) {
+    match (&mut *into, other) {
+        (Before::Known(known), Before::Known(more)) => {
+            known.extend(more);
+            known.sort_unstable_by(|a, b| b.cmp(a));
+            known.dedup();
+            known.truncate(BACKPOINTERS);
+        }
+        (Before::Unknown, _) => {}
+        (_, Before::Unknown) => *into = Before::Unknown,
+    }
+}
+
+/// Restores, below the new open segment, what restarted units may lack. What cannot be restored now is restored by
+/// whoever meets it.
+async fn restore_restarted(log: &Log, old: &Layout, new: &Layout) {
+    let restarted = |chain: &milonga_wire::Chain| {
+        let changed = |unit| {
+            old.unit(unit).map(|unit| unit.incarnation)
+                != new.unit(unit).map(|unit| unit.incarnation)
+        };
+        chain.units.iter().any(|unit| changed(*unit))
+    };
+    for (chain, stripes) in new.chains().filter(|(chain, _)| restarted(chain)) {
+        let closed = stripes
+            .span
+            .intersect(Span::new(Position::FIRST, new.open_segment().start));
+        if closed.is_empty() {
+            continue;
+        }
+        let chain = log.chain(new, chain);
+        let mut from = closed.end;
+        for unit in chain.all() {
+            match chain.settled_at(unit, stripes).await {
+                Ok(mark) => from = from.min(mark),
+                Err(error) => tracing::debug!(%error, "a restored unit did not answer"),
+            }
+        }
+        for run in stripes.runs_from(from) {
+            let run = run.intersect(closed);
+            if !run.is_empty() && !log.restore(run).await {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// H39: one unit that does not know makes the stream's past unknown, not shorter.
+    #[test]
+    fn merged_tails_are_the_newest_of_all_units_or_unknown() {
+        let known =
+            |positions: &[u64]| Before::Known(positions.iter().map(|p| Position(*p)).collect());
+        let mut tail = known(&[9, 4]);
+        merge(&mut tail, known(&[9, 8, 7, 6]));
+        assert_eq!(tail, known(&[9, 8, 7, 6]));
+        merge(&mut tail, Before::Unknown);
+        merge(&mut tail, known(&[11]));
+        assert_eq!(tail, Before::Unknown);
+    }
+}

@@ -1,0 +1,19 @@
+//! Changes of layout, driven by clients: what the next layout is (`plan.rs`, pure), how it comes about (`drive.rs`), and
+//! the first one (`genesis.rs`).
+//!
+//! ```text
+//! second look ─▶ Prepare t+1 (majority) ─▶ Seal t+1 (sequencer, every unit) ─▶ plan ─▶ Propose ─▶ Learn
+//!                     │ someone accepted: adopt it, skip the plan                              │
+//!                     └────────────────────────────────────────────────────────▶ Announce ─▶ Bootstrap ─▶ Restore
+//! ```
+//! Every step is idempotent and any control client may take over from any other at any point.
+//!
+//! Sources: CORFU (NSDI '12), "Mapping in CORFU"; Lamport, *Paxos Made Simple*.
+
+mod drive;
+mod genesis;
+mod plan;
+
+pub use drive::{ChangeError, mend, rebuild};
+pub use genesis::{Genesis, InitError, init};
+pub use plan::{PlanError, Seals, restarted};

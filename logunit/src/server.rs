@@ -1,0 +1,383 @@
+//! The shell of a log unit: it admits callers, answers questions at once, and lets commands wait in one queue.
+//!
+//! ```text
+//! connection tasks ── serve ──┬─ question ──────────────▶ answered at once, from what is durable
+//!                             ├─ seal that skips terms ─▶ layout servers asked ─┐
+//!                             └─ command ─▶ queue ◀─────────────────────────────┘
+//!                                             │ all that waits: admitted, one commit, all answers
+//!                                        commit task
+//! ```
+//! There is no timer: the next commit starts when the last one ends, with whatever came meanwhile. On a current-thread
+//! runtime the connection tasks run in between, so a batch is what they brought. What is decided, `unit.rs` decides.
+//!
+//! The tasks hold what they share and never the node's [`milonga_host::Tasks`], so that dropping those ends the node.
+
+mod confirm;
+mod metrics;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use milonga_host::net::Request;
+use milonga_host::{Clock, Host, Network, Responder, Service};
+use milonga_wire::{
+    Access, Caller, Description, Identity, Incarnation, Kind, Refusal, Reply, Request as Wanted,
+    RequestHead, Role, Term, admit,
+};
+use tokio::sync::Notify;
+
+use crate::config::Config;
+use crate::storage::Storage;
+use crate::unit::{Asked, Command, Query, Unit, Work};
+use confirm::Confirmations;
+use metrics::Metrics;
+
+/// Bytes of commands that one commit takes; the rest waits for the next.
+const COMMIT_BYTES_MAX: usize = 16 << 20;
+/// Between two looks after the store, when it said there is more to do, and when not.
+const HOUSEKEEPING_BUSY: Duration = Duration::from_millis(20);
+const HOUSEKEEPING_IDLE: Duration = Duration::from_secs(1);
+/// How often housekeeping gives way to waiting commands before its turn comes.
+const GIVE_WAY_MAX: u32 = 10;
+
+/// A running log unit.
+#[derive(Clone)]
+pub struct Server(Arc<Shared>);
+
+struct Shared {
+    config: Config,
+    identity: Identity,
+    incarnation: Incarnation,
+    net: Arc<dyn Network>,
+    clock: Clock,
+    metrics: Metrics,
+    reads: AtomicU64,
+    core: Mutex<Core>,
+    queue: Mutex<Queue>,
+    /// Something waits in the queue.
+    work: Notify,
+    /// The queue is empty and answered.
+    idle: Notify,
+    confirmations: Confirmations,
+}
+
+/// The unit and its store: one writer at a time.
+struct Core {
+    unit: Unit,
+    storage: Box<dyn Storage>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    /// A batch was taken out and is not answered yet.
+    committing: bool,
+    draining: bool,
+}
+
+/// A command and where its answer goes.
+struct Waiting {
+    asked: Asked,
+    respond: Responder,
+    bytes: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Server {
+    /// Starts a log unit on `storage`, as a process start of its own. Must be called inside the runtime that is to run it.
+    pub fn start(host: &Host, storage: Box<dyn Storage>, config: Config) -> Arc<Self> {
+        let incarnation = Incarnation(host.random.next());
+        let unit = Unit::new(&*storage, incarnation, config.entry_bytes_max);
+        let shared = Arc::new(Shared {
+            identity: unit.identity(),
+            incarnation,
+            net: Arc::clone(&host.net),
+            clock: host.clock.clone(),
+            metrics: Metrics::new(&config.name),
+            reads: AtomicU64::new(0),
+            core: Mutex::new(Core { unit, storage }),
+            queue: Mutex::default(),
+            work: Notify::new(),
+            idle: Notify::new(),
+            confirmations: Confirmations::default(),
+            config,
+        });
+        host.tasks.spawn(Arc::clone(&shared).commit_for_ever());
+        host.tasks.spawn(Arc::clone(&shared).confirm_for_ever());
+        host.tasks.spawn(Arc::clone(&shared).housekeep_for_ever());
+        Arc::new(Self(shared))
+    }
+
+    /// Which server it is.
+    pub fn identity(&self) -> Identity {
+        self.0.identity
+    }
+
+    /// Which process start.
+    pub fn incarnation(&self) -> Incarnation {
+        self.0.incarnation
+    }
+
+    /// Its word about itself.
+    pub fn describe(&self) -> Description {
+        self.0.describe()
+    }
+
+    /// Whether it takes commands: its disk has not failed, and it is not draining.
+    pub fn is_ready(&self) -> bool {
+        lock(&self.0.core).unit.failure().is_none() && !lock(&self.0.queue).draining
+    }
+
+    /// Refuses new commands, and returns once all that waited are committed and answered. Reads go on.
+    pub async fn drain(&self) {
+        lock(&self.0.queue).draining = true;
+        loop {
+            let idle = self.0.idle.notified();
+            if lock(&self.0.queue).is_idle() {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+impl Service for Server {
+    fn serve(&self, caller: &Caller, request: Request, respond: Responder) {
+        self.0.serve(caller, request, respond);
+    }
+}
+
+impl Queue {
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && !self.committing
+    }
+
+    /// The next batch: all that waits, up to a bound, and at least one.
+    fn take(&mut self) -> Vec<Waiting> {
+        let mut taken = Vec::with_capacity(self.waiting.len());
+        let mut bytes = 0;
+        while bytes < COMMIT_BYTES_MAX
+            && let Some(waiting) = self.waiting.pop_front()
+        {
+            bytes += waiting.bytes;
+            taken.push(waiting);
+        }
+        self.bytes -= bytes;
+        self.committing = !taken.is_empty();
+        taken
+    }
+}
+
+impl Shared {
+    fn serve(&self, caller: &Caller, request: Request, respond: Responder) {
+        let Request { head, payload } = request;
+        let (cluster, incarnation) = (self.config.cluster, Some(self.incarnation));
+        if let Err(refusal) = admit(caller, &head, cluster, self.identity, incarnation) {
+            return respond.send(Err(refusal));
+        }
+        let RequestHead { term, request, .. } = head;
+        match request {
+            Wanted::Describe => respond.send(Ok(Reply::Described(self.describe()))),
+            Wanted::Unit(request) => match Work::from(request) {
+                Work::Query(query) => self.answer(caller, term, query, respond),
+                Work::Command(command) => {
+                    let asked = Asked {
+                        term,
+                        command,
+                        payload,
+                        confirmed: false,
+                    };
+                    self.take(asked, respond);
+                }
+            },
+            Wanted::Sequencer(_) => respond.send(Err(wrong_kind("sequencer"))),
+            Wanted::Layout(_) => respond.send(Err(wrong_kind("layout server"))),
+        }
+    }
+
+    fn describe(&self) -> Description {
+        let core = lock(&self.core);
+        let Core { unit, storage } = &*core;
+        Description {
+            kind: Kind::LogUnit,
+            name: self.config.name.clone(),
+            identity: self.identity,
+            incarnation: self.incarnation,
+            term: unit.term(),
+            blank: unit.is_blank(),
+            end: unit.end(),
+            trimmed: unit.trimmed(),
+            bytes: storage.bytes(),
+            reads: self.reads.load(Ordering::Relaxed),
+            state: unit.condition(storage.room()).to_owned(),
+            version: self.config.version.clone(),
+        }
+    }
+
+    fn answer(&self, caller: &Caller, term: Term, query: Query, respond: Responder) {
+        let trusted = Access::AtLeastOrServer(Role::Control).allows(caller.role);
+        let is_read = matches!(query, Query::Read { .. });
+        let mut core = lock(&self.core);
+        let Core { unit, storage } = &mut *core;
+        let damages = unit.damages();
+        let answer = unit.answer(&mut **storage, term, query, trusted);
+        self.metrics.damaged(unit.damages() - damages);
+        drop(core);
+        if let (true, Ok((_, payload))) = (is_read, &answer) {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            self.metrics.read(payload.len());
+        }
+        match answer {
+            Ok((reply, payload)) => respond.send_with(Ok(Reply::Unit(reply)), payload),
+            Err(refusal) => respond.send(Err(refusal)),
+        }
+    }
+
+    /// Lets a command wait: for its commit, or first for a layout server's word.
+    fn take(&self, asked: Asked, respond: Responder) {
+        let bytes = asked.payload.len() + asked.command.head_bytes();
+        let waiting = Waiting {
+            asked,
+            respond,
+            bytes,
+        };
+        match self.to_confirm(&waiting.asked) {
+            Some(least) => self.confirmations.push(waiting, least),
+            None => self.enqueue(waiting),
+        }
+    }
+
+    fn to_confirm(&self, asked: &Asked) -> Option<Term> {
+        match asked.command {
+            Command::Seal => lock(&self.core).unit.to_confirm(asked.term, &asked.command),
+            Command::Write { .. }
+            | Command::Fill(_)
+            | Command::Announce { .. }
+            | Command::Trim { .. }
+            | Command::Probe => None,
+        }
+    }
+
+    fn enqueue(&self, waiting: Waiting) {
+        let mut queue = lock(&self.queue);
+        let refusal = if queue.draining {
+            Some(Refusal::Draining)
+        } else if queue.bytes + waiting.bytes > self.config.queue_bytes_max {
+            Some(busy("bytes that wait for a commit"))
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            drop(queue);
+            return waiting.respond.send(Err(refusal));
+        }
+        queue.bytes += waiting.bytes;
+        queue.waiting.push_back(waiting);
+        drop(queue);
+        self.work.notify_one();
+    }
+
+    async fn commit_for_ever(self: Arc<Self>) {
+        loop {
+            let batch = lock(&self.queue).take();
+            if batch.is_empty() {
+                self.idle.notify_waiters();
+                self.work.notified().await;
+            } else {
+                self.commit(batch);
+                // Connection tasks bring what arrived meanwhile: that is the next batch.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Decides, commits and answers a batch (U1).
+    fn commit(&self, waiting: Vec<Waiting>) {
+        let mut core = lock(&self.core);
+        let Core { unit, storage } = &mut *core;
+        let (damages, failed) = (unit.damages(), unit.failure().is_some());
+        let mut batch = unit.batch();
+        let mut answers = Vec::with_capacity(waiting.len());
+        for Waiting { asked, respond, .. } in waiting {
+            let is_write = matches!(asked.command, Command::Write { .. });
+            answers.push((respond, is_write));
+            unit.admit(&mut **storage, &mut batch, asked);
+        }
+        let changes = !batch.is_empty();
+        if changes {
+            self.metrics.batch(&batch);
+        }
+        let before = self.clock.now();
+        let replies = unit.commit(&mut **storage, batch);
+        if changes {
+            self.metrics.committed(self.clock.now().since(before));
+        }
+        self.metrics.damaged(unit.damages() - damages);
+        self.metrics.state(unit);
+        if let (Some(why), false) = (unit.failure(), failed) {
+            let server = &self.config.name;
+            tracing::error!(%server, why, "the disk failed; no command is taken until a restart");
+        }
+        drop(core);
+        debug_assert_eq!(
+            replies.len(),
+            answers.len(),
+            "U1: every command is answered"
+        );
+        for ((respond, is_write), reply) in answers.into_iter().zip(replies) {
+            if is_write {
+                self.metrics.wrote(&reply);
+            }
+            respond.send(reply.map(Reply::Unit));
+        }
+    }
+
+    async fn housekeep_for_ever(self: Arc<Self>) {
+        let mut pause = HOUSEKEEPING_IDLE;
+        let mut gave_way = 0;
+        loop {
+            self.clock.sleep(pause).await;
+            let busy = !lock(&self.queue).is_idle();
+            if busy && gave_way < GIVE_WAY_MAX {
+                gave_way += 1;
+                continue;
+            }
+            gave_way = 0;
+            pause = if self.housekeep() {
+                HOUSEKEEPING_BUSY
+            } else {
+                HOUSEKEEPING_IDLE
+            };
+        }
+    }
+
+    fn housekeep(&self) -> bool {
+        let mut core = lock(&self.core);
+        let Core { unit, storage } = &mut *core;
+        let more = unit.failure().is_none() && storage.housekeep();
+        unit.forget_marks();
+        self.metrics.disk(storage.bytes());
+        more
+    }
+}
+
+fn wrong_kind(needs: &str) -> Refusal {
+    Refusal::WrongKind {
+        needs: needs.to_owned(),
+    }
+}
+
+fn busy(what: &str) -> Refusal {
+    Refusal::Busy {
+        what: what.to_owned(),
+    }
+}
