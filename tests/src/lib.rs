@@ -1,1 +1,4 @@
-//! Milonga.
+//! Tests that need more than one part of Milonga: the simulator, the model, the invariants and the house rules.
+
+pub mod scenarios;
+pub mod sim;

@@ -1,0 +1,20 @@
+//! What a simulated run plays.
+
+pub mod echo;
+
+use crate::sim::Scenario;
+
+/// Every scenario by its name.
+pub const ALL: [(&str, Scenario); 1] = [("echo", echo::play)];
+
+/// The scenario of that name.
+pub fn named(name: &str) -> Option<Scenario> {
+    ALL.iter()
+        .find(|(other, _)| *other == name)
+        .map(|(_, scenario)| *scenario)
+}
+
+/// The names of all scenarios.
+pub fn names() -> Vec<&'static str> {
+    ALL.iter().map(|(name, _)| *name).collect()
+}

@@ -1,0 +1,169 @@
+//! What goes wrong in a run, and when: crashes, partitions and freezes, drawn from the seed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use milonga_host::{Clock, Random};
+use tokio::task::JoinHandle;
+
+use super::faults::{Profile, flip, pick};
+use super::node::NodeId;
+use super::world::World;
+
+/// Troubles a world until it is stopped.
+pub struct Nemesis {
+    world: World,
+    victims: Vec<NodeId>,
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Nemesis {
+    /// Starts to crash `victims`, and to part and freeze `nodes`, as often as the profile says.
+    pub fn start(
+        world: &World,
+        profile: &Profile,
+        victims: Vec<NodeId>,
+        nodes: Vec<NodeId>,
+    ) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = vec![];
+        if let Some(every) = profile.crash_every {
+            let trouble = Trouble::new(world, &stop, "crashes", every);
+            tasks.push(tokio::spawn(
+                trouble.crash(victims.clone(), profile.down_max),
+            ));
+        }
+        if let Some(every) = profile.partition_every {
+            let trouble = Trouble::new(world, &stop, "partitions", every);
+            let (longest, one_way) = (profile.partition_max, profile.one_way);
+            tasks.push(tokio::spawn(trouble.part(nodes.clone(), longest, one_way)));
+        }
+        if let Some(every) = profile.freeze_every {
+            let trouble = Trouble::new(world, &stop, "freezes", every);
+            tasks.push(tokio::spawn(trouble.freeze(nodes, profile.freeze_max)));
+        }
+        Self {
+            world: world.clone(),
+            victims,
+            stop,
+            tasks,
+        }
+    }
+
+    /// Ends all trouble: the network is whole, every process runs again.
+    pub async fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            // Each stops at its next move; one that failed has been reported as a panic.
+            let _ = task.await;
+        }
+        self.world.calm();
+        for victim in self.victims {
+            restart(&self.world, victim).await;
+        }
+    }
+}
+
+/// One kind of trouble.
+struct Trouble {
+    world: World,
+    clock: Clock,
+    random: Random,
+    stop: Arc<AtomicBool>,
+    every: Duration,
+}
+
+impl Trouble {
+    fn new(world: &World, stop: &Arc<AtomicBool>, kind: &str, every: Duration) -> Self {
+        Self {
+            world: world.clone(),
+            clock: world.clock().clone(),
+            random: world.random(kind),
+            stop: Arc::clone(stop),
+            every,
+        }
+    }
+
+    /// Waits for the next time; false once it is over.
+    async fn next(&self) -> bool {
+        let wait = Duration::from_millis(self.random.below(2 * self.every.as_millis() as u64));
+        self.pause(wait).await
+    }
+
+    /// Waits in small steps, so that an end is noticed soon; false once it is over.
+    async fn pause(&self, mut wait: Duration) -> bool {
+        const STEP: Duration = Duration::from_millis(100);
+        while !wait.is_zero() && !self.stop.load(Ordering::Relaxed) {
+            let step = wait.min(STEP);
+            self.clock.sleep(step).await;
+            wait -= step;
+        }
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    async fn crash(self, victims: Vec<NodeId>, down_max: Duration) {
+        let mut down: Vec<(NodeId, Duration)> = vec![];
+        while self.next().await {
+            let victim = *pick(&self.random, &victims);
+            let wait = Duration::from_millis(self.random.below(down_max.as_millis() as u64 + 1));
+            if self.world.is_up(victim) {
+                self.world.crash(victim);
+                down.push((victim, wait));
+            }
+            // One process is away at a time in half of the crashes, several in the others.
+            if flip(&self.random) {
+                for (victim, wait) in std::mem::take(&mut down) {
+                    if !self.pause(wait).await {
+                        return;
+                    }
+                    restart(&self.world, victim).await;
+                }
+            }
+        }
+    }
+
+    async fn part(self, nodes: Vec<NodeId>, longest: Duration, one_way: bool) {
+        while self.next().await {
+            let apart: Vec<NodeId> = nodes
+                .iter()
+                .copied()
+                .filter(|_| flip(&self.random))
+                .collect();
+            let both = !(one_way && flip(&self.random));
+            let wait = Duration::from_millis(self.random.below(longest.as_millis() as u64 + 1));
+            let mut pairs = vec![];
+            for inside in &apart {
+                for outside in nodes.iter().filter(|node| !apart.contains(node)) {
+                    pairs.push((*inside, *outside));
+                    if both {
+                        pairs.push((*outside, *inside));
+                    }
+                }
+            }
+            for (from, to) in &pairs {
+                self.world.block(*from, *to);
+            }
+            self.pause(wait).await;
+            for (from, to) in &pairs {
+                self.world.unblock(*from, *to);
+            }
+        }
+    }
+
+    async fn freeze(self, nodes: Vec<NodeId>, longest: Duration) {
+        while self.next().await {
+            let wait = Duration::from_millis(1 + self.random.below(longest.as_millis() as u64));
+            self.world.freeze(*pick(&self.random, &nodes), wait);
+        }
+    }
+}
+
+/// Starts a crashed process; that it does not start is a violation.
+async fn restart(world: &World, id: NodeId) {
+    if let Err(why) = world.start(id).await {
+        let name = world.name(id);
+        world.violation(format!("{name} does not start again: {why}"));
+    }
+}
