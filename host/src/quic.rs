@@ -157,8 +157,12 @@ impl TransportOptions {
         let mut discovery = quinn::MtuDiscoveryConfig::default();
         // Batches of larger datagrams would pass what one system call can send, and be lost as a whole.
         discovery.upper_bound(if loopback { 65_000 } else { 1_452 });
+        // Probes of 64 KiB count as under way: a window that one of them fills would hold everything else back.
+        let mut congestion = quinn::congestion::CubicConfig::default();
+        congestion.initial_window(if loopback { 1 << 20 } else { 64 << 10 });
         let mut config = quinn::TransportConfig::default();
         config
+            .congestion_controller_factory(Arc::new(congestion))
             .max_concurrent_bidi_streams(VarInt::from_u32(self.streams_max))
             .max_concurrent_uni_streams(VarInt::from_u32(1))
             .stream_receive_window(VarInt::from_u32(self.window_bytes))
@@ -936,10 +940,11 @@ impl ServerHandle {
     pub async fn drain(self, within: Duration) {
         let deadline = self.clock.now().plus(within);
         self.serving.draining.store(true, Ordering::Release);
-        self.endpoint.set_server_config(None);
         let _ = self.stop.send(Some(deadline));
         let _ = self.end.await;
-        if !self.shared {
+        if self.shared {
+            self.endpoint.set_server_config(None);
+        } else {
             // Their last packets say why the connections are closed.
             let _ = self
                 .clock
@@ -1034,7 +1039,13 @@ async fn accept(
         };
         connections.spawn(serve_connection(live, incoming, stop.clone()));
     }
-    while connections.join_next().await.is_some() {}
+    loop {
+        tokio::select! {
+            biased;
+            ended = connections.join_next() => if ended.is_none() { break },
+            incoming = endpoint.accept() => if let Some(incoming) = incoming { incoming.refuse() },
+        }
+    }
 }
 
 async fn serve_connection(
