@@ -3,3 +3,4 @@
 //! `unit.rs` decides what a request may do (pure), `store/` keeps it on disk, `server.rs` moves messages.
 
 pub mod storage;
+pub mod store;
