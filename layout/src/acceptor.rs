@@ -408,4 +408,4 @@ fn boxed(decided: &Arc<Decided>) -> Box<Decided> {
 
 #[cfg(test)]
 #[path = "acceptor_tests.rs"]
-mod tests;
+pub(crate) mod tests;
