@@ -409,3 +409,7 @@ fn boxed(decided: &Arc<Decided>) -> Box<Decided> {
 #[cfg(test)]
 #[path = "acceptor_tests.rs"]
 pub(crate) mod tests;
+
+#[cfg(test)]
+#[path = "agreement_tests.rs"]
+mod agreement;

@@ -335,7 +335,7 @@ fn a_failed_sync_ends_all_changes_until_a_restart() {
     assert_eq!(state_of(&found), after(1));
 }
 
-/// T3; design §12.
+/// T3: refused at the start, with the reason.
 #[test]
 fn a_directory_of_another_cluster_server_or_process_is_refused() {
     let disk = Handle::new();
@@ -386,9 +386,9 @@ fn a_directory_that_is_no_layout_servers_is_refused() {
 fn a_damaged_file_is_named_and_nothing_is_served_from_it() {
     let whole = Handle::new();
     let (mut store, _) = open(Arc::clone(&whole)).unwrap();
-    changes()
-        .iter()
-        .for_each(|change| store.commit(change).unwrap());
+    for change in changes() {
+        store.commit(&change).unwrap();
+    }
 
     for name in ["vote", "decided-00000000000000000001", "identity"] {
         let size = whole.open(name).unwrap().size() as usize;

@@ -211,7 +211,7 @@ fn end_at(end: u64) -> Reply {
     })
 }
 
-/// H2; design: an end needs a majority's word that the term still stands, and no more than that.
+/// H2: an end needs a majority's word that the term still stands, and no more than that.
 #[tokio::test(start_paused = true)]
 async fn the_end_is_told_once_a_majority_confirmed_the_term() {
     let fixture = Fixture::serving().await;
