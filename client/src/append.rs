@@ -265,25 +265,22 @@ impl Append<'_> {
 
     /// All pieces in parallel.
     async fn at_once(&mut self, decided: &Decided, pieces: &[(Piece, Payload)]) -> Left {
-        let ends: Vec<PieceEnd> = match pieces {
-            [(piece, payload)] => {
-                vec![write_piece(self.log, &mut self.patience, decided, piece, payload).await]
-            }
-            _ => {
-                let (log, limit) = (
-                    self.log,
-                    self.log
-                        .options
-                        .deadline
-                        .saturating_sub(self.patience.waited()),
-                );
-                join_all(pieces.iter().map(|(piece, payload)| async move {
-                    let mut patience =
-                        Patience::new(&log.shared.host.clock, &log.shared.host.random, limit);
-                    write_piece(log, &mut patience, decided, piece, payload).await
-                }))
-                .await
-            }
+        let ends: Vec<PieceEnd> = if let [(piece, payload)] = pieces {
+            vec![write_piece(self.log, &mut self.patience, decided, piece, payload).await]
+        } else {
+            let (log, limit) = (
+                self.log,
+                self.log
+                    .options
+                    .deadline
+                    .saturating_sub(self.patience.waited()),
+            );
+            join_all(pieces.iter().map(|(piece, payload)| async move {
+                let mut patience =
+                    Patience::new(&log.shared.host.clock, &log.shared.host.random, limit);
+                write_piece(log, &mut patience, decided, piece, payload).await
+            }))
+            .await
         };
         let mut left = Left::default();
         for ((piece, _), end) in pieces.iter().zip(ends) {
@@ -321,7 +318,7 @@ impl Append<'_> {
                 },
                 Resumed::Unknown => match left.unknown.last_mut() {
                     Some(last) if last.span().end == all.first.plus(u64::from(index)) => {
-                        last.count += 1
+                        last.count += 1;
                     }
                     Some(_) | None => {
                         let first = all.first.plus(u64::from(index));
@@ -424,14 +421,14 @@ fn joined(records: &[Bytes]) -> Payload {
     let mut payload = Payload::new();
     if records.len() > 1 && bytes / records.len() < SMALL {
         let mut buffer = BytesMut::with_capacity(bytes);
-        records
-            .iter()
-            .for_each(|record| buffer.extend_from_slice(record));
+        for record in records {
+            buffer.extend_from_slice(record);
+        }
         payload.push(buffer.freeze());
     } else {
-        records
-            .iter()
-            .for_each(|record| payload.push(record.clone()));
+        for record in records {
+            payload.push(record.clone());
+        }
     }
     payload
 }
@@ -550,7 +547,7 @@ impl Producer {
             let (run, behind) = rest.split_at(count);
             match self.log.append_run(run, &self.streams, true).await {
                 Ok(appended) => positions.extend(appended.positions),
-                Err(error) => return Err(self.stopped(positions, records.len(), error)),
+                Err(error) => return Err(self.stopped(&positions, records.len(), error)),
             }
             rest = behind;
         }
@@ -558,7 +555,7 @@ impl Producer {
     }
 
     /// The error of one run, told of the whole call.
-    fn stopped(&mut self, before: Vec<Position>, all: usize, error: AppendError) -> AppendError {
+    fn stopped(&mut self, before: &[Position], all: usize, error: AppendError) -> AppendError {
         let whole = |of_run: Vec<Option<Position>>| {
             let mut positions: Vec<Option<Position>> = before.iter().copied().map(Some).collect();
             positions.extend(of_run);

@@ -226,10 +226,10 @@ impl<'a> OneChain<'a> {
     /// Settles `spans`, all below `end`: what the head holds is completed down the chain; where it holds nothing, junk.
     pub(crate) async fn settle(&self, spans: &[Span], end: ConfirmedEnd) -> Result<(), ChainError> {
         let head = self.head();
-        let mut held = self.read_all(head, spans).await?;
-        let empty: Vec<Span> = held
+        let mut found = self.read_all(head, spans).await?;
+        let empty: Vec<Span> = found
             .iter()
-            .filter_map(|found| match found {
+            .filter_map(|held| match held {
                 Found::Unwritten(span) => Some(*span),
                 _ => None,
             })
@@ -238,11 +238,11 @@ impl<'a> OneChain<'a> {
             self.fill(head, WriteKind::Decide, self.layout.term, &empty, end)
                 .await?;
             // Whoever won there, the head says it now (H9).
-            held.retain(|found| !matches!(found, Found::Unwritten(_)));
-            held.extend(self.read_all(head, &empty).await?);
+            found.retain(|held| !matches!(held, Found::Unwritten(_)));
+            found.extend(self.read_all(head, &empty).await?);
         }
         for unit in self.units().skip(1) {
-            self.push(unit, WriteKind::Follow, &held, end).await?;
+            self.push(unit, WriteKind::Follow, &found, end).await?;
         }
         Ok(())
     }
@@ -278,17 +278,17 @@ impl<'a> OneChain<'a> {
         Ok(())
     }
 
-    /// Makes `unit` hold all of `held`.
+    /// Makes `unit` hold all of `entries`.
     async fn push(
         &self,
         unit: &Server,
         kind: WriteKind,
-        held: &[Found],
+        entries: &[Found],
         end: ConfirmedEnd,
     ) -> Result<(), ChainError> {
         let (mut pieces, mut payload) = (vec![], Payload::new());
         let mut junk: BTreeMap<Term, Vec<Span>> = BTreeMap::new();
-        for found in held {
+        for found in entries {
             match found {
                 Found::Data(head, bytes) => {
                     if payload.len() + bytes.len() > PIECE_BYTES_MAX || pieces.len() >= PIECES_MAX {

@@ -24,6 +24,7 @@ mod entry;
 mod follow;
 mod layouts;
 mod log;
+mod marks;
 pub mod object;
 mod options;
 mod read;

@@ -1,19 +1,19 @@
 //! A client's hold on the log: what all its operations share, and how it carries on after trouble.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use milonga_host::Host;
 use milonga_wire::{
-    Address, Caller, ConfirmedEnd, Decided, Identity, Incarnation, LayoutRequest, Position, Report,
-    Role, SequencerReply, SequencerRequest, Session, Span, StreamId, StreamLink, Term,
+    Address, Caller, Chain, ConfirmedEnd, Decided, Layout, LayoutRequest, Position, Report, Role,
+    SequencerReply, SequencerRequest, Session, Span, StreamId, StreamLink, Term,
 };
 
 use crate::calls::{Calls, Failure, unexpected};
 use crate::chain::OneChain;
 use crate::layouts::Layouts;
+use crate::marks::Marks;
 use crate::options::Options;
 use crate::reconfigure;
 use crate::trouble::{Next, Patience, Trouble, Unavailable};
@@ -50,20 +50,12 @@ pub(crate) struct Shared {
     end_seen: AtomicU64,
     /// The newest confirmed end: what fills are based on.
     confirmed: Mutex<Option<ConfirmedEnd>>,
-    /// Settled marks by chain, from each chain's own tail, for the incarnations they were learnt from.
-    marks: Mutex<BTreeMap<(Position, u16), Mark>>,
+    pub(crate) marks: Marks,
     /// A moving average of what an append or read takes, in microseconds: how long a hole is left to its writer.
     latency_us: AtomicU64,
     /// One mend at a time.
     mending: tokio::sync::Mutex<()>,
     pub(crate) turns: AtomicU64,
-}
-
-/// A chain's settled mark, good while the same process starts form it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Mark {
-    units: Vec<(Identity, Incarnation)>,
-    position: Position,
 }
 
 impl Log {
@@ -83,7 +75,7 @@ impl Log {
             requests: AtomicU64::new(0),
             end_seen: AtomicU64::new(0),
             confirmed: Mutex::new(None),
-            marks: Mutex::new(BTreeMap::new()),
+            marks: Marks::default(),
             latency_us: AtomicU64::new(2_000),
             mending: tokio::sync::Mutex::new(()),
             turns: AtomicU64::new(0),
@@ -200,11 +192,11 @@ impl Log {
                         layout.term,
                         unexpected("the sequencer").into(),
                     )
-                    .await?
+                    .await?;
                 }
                 Err(failure) => {
                     self.after(&mut patience, layout.term, failure.into())
-                        .await?
+                        .await?;
                 }
             }
         }
@@ -256,11 +248,7 @@ impl Log {
         )
     }
 
-    pub(crate) fn chain<'a>(
-        &'a self,
-        layout: &'a milonga_wire::Layout,
-        chain: &'a milonga_wire::Chain,
-    ) -> OneChain<'a> {
+    pub(crate) fn chain<'a>(&'a self, layout: &'a Layout, chain: &'a Chain) -> OneChain<'a> {
         OneChain {
             calls: &self.shared.calls,
             layout,
@@ -312,15 +300,15 @@ impl Log {
                 });
             }
             (Next::Refresh, refusal) => {
-                match refusal {
-                    Some(
-                        milonga_wire::Refusal::StaleTerm {
-                            newest: Some(newest),
-                            ..
-                        }
-                        | milonga_wire::Refusal::Decided { newest },
-                    ) => self.shared.layouts.offer(newest),
-                    Some(_) | None => {}
+                if let Some(
+                    milonga_wire::Refusal::StaleTerm {
+                        newest: Some(newest),
+                        ..
+                    }
+                    | milonga_wire::Refusal::Decided { newest },
+                ) = refusal
+                {
+                    self.shared.layouts.offer(newest);
                 }
                 if self.is_newer_than(term) {
                     return Ok(());
@@ -412,58 +400,8 @@ impl Log {
         (usual * 8).clamp(self.options.hole_wait_min, self.options.hole_wait_max)
     }
 
-    /// The settled mark of a chain, if it was learnt from these very process starts.
-    pub(crate) fn mark(
-        &self,
-        layout: &milonga_wire::Layout,
-        chain: &milonga_wire::Chain,
-        key: (Position, u16),
-    ) -> Position {
-        let marks = self
-            .shared
-            .marks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match marks.get(&key) {
-            Some(mark) if mark.units == units(layout, chain) => mark.position,
-            Some(_) | None => Position::FIRST,
-        }
-    }
-
-    /// Remembers the settled mark that a chain's tail gave in this client's term.
-    pub(crate) fn note_mark(
-        &self,
-        layout: &milonga_wire::Layout,
-        chain: &milonga_wire::Chain,
-        key: (Position, u16),
-        position: Position,
-    ) {
-        let mut marks = self
-            .shared
-            .marks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        marks.insert(
-            key,
-            Mark {
-                units: units(layout, chain),
-                position,
-            },
-        );
-    }
-
     /// Spans below the newest known end: for messages.
     pub(crate) fn clip(span: Span, end: Position) -> Span {
         span.intersect(Span::new(Position::FIRST, end))
     }
-}
-
-fn units(
-    layout: &milonga_wire::Layout,
-    chain: &milonga_wire::Chain,
-) -> Vec<(Identity, Incarnation)> {
-    layout
-        .units_of(chain)
-        .map(|unit| (unit.identity, unit.incarnation))
-        .collect()
 }

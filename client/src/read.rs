@@ -3,14 +3,16 @@
 //! Below a chain's settled mark any of its units may answer, so reads spread; above it, only the tail (C4).
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use futures_util::future::join_all;
+use milonga_wire::limits::SPANS_MAX;
 use milonga_wire::{Chain, ConfirmedEnd, Layout, Payload, Position, Span};
 
 use crate::chain::Found;
 use crate::entry::{Entry, Kind};
 use crate::log::Log;
-use crate::settle::by_chain;
+use crate::settle::{ChainKey, by_chain};
 use crate::trouble::{Trouble, Unavailable};
 
 /// Positions that one round of reads covers at most.
@@ -96,7 +98,7 @@ impl Log {
                 Ok(None) => {
                     patience
                         .pause(|| format!("positions from {} are being settled", span.start))
-                        .await?
+                        .await?;
                 }
                 // H32: nobody is left hanging where data may be lost.
                 Err(Trouble::Unknown { span: unknown, .. }) if patience.is_over() => {
@@ -127,12 +129,13 @@ impl Log {
         waited_for_holes: &mut bool,
     ) -> Result<Option<Round>, Trouble> {
         let window = Span::new(span.start, span.start.plus(span.len().min(ROUND_POSITIONS)));
-        let mut found = self.gather(layout, window, true).await?;
-        let first = |found: &BTreeMap<Position, Found>| found.get(&span.start).map(is_final);
-        if first(&found) != Some(true) {
-            found = self.gather(layout, window, false).await?;
+        let is_found =
+            |found: &BTreeMap<Position, Found>| found.get(&span.start).is_some_and(is_final);
+        let (mut found, from_tails) = self.gather(layout, window, true).await?;
+        if !is_found(&found) && !from_tails {
+            (found, _) = self.gather(layout, window, false).await?;
         }
-        if first(&found) == Some(true) {
+        if is_found(&found) {
             return Ok(Some(Round::Entries(prefix(span.start, found))));
         }
         if let Some(Found::Unknown(unknown)) = found.get(&span.start) {
@@ -188,71 +191,62 @@ impl Log {
         Ok(None)
     }
 
-    /// What the units say of `window`, by first position. With `spread`, units other than the tail answer for what their
-    /// chain's tail called settled; their "unwritten" and "unknown" mean nothing.
+    /// What the units say of `window`, by first position, and whether only tails were asked. With `spread`, other units
+    /// answer for what their chain's tail called settled; their "unwritten" and "unknown" mean nothing.
     async fn gather(
         &self,
         layout: &Layout,
         window: Span,
         spread: bool,
-    ) -> Result<BTreeMap<Position, Found>, Trouble> {
+    ) -> Result<(BTreeMap<Position, Found>, bool), Trouble> {
         let groups = by_chain(layout, &[window]);
-        let turn = self
-            .shared
-            .turns
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed) as usize;
+        let turn = self.shared.turns.fetch_add(1, Ordering::Relaxed) as usize;
         let reads = groups.iter().map(|(key, (chain, spans))| async move {
             let chain_of = self.chain(layout, chain);
-            let mark = self.mark(layout, chain, *key);
-            let below = |mark: Position| spans.first().is_some_and(|span| span.start < mark);
-            let unit = if spread && below(mark) {
+            let mark = self.shared.marks.of(layout, chain, *key);
+            let settled = spread && spans.first().is_some_and(|span| span.start < mark);
+            let unit = if settled {
                 chain_of.any(turn)
             } else {
                 chain_of.tail()
             };
             let is_tail = unit.identity == chain_of.tail().identity;
             // A unit above the tail may hold what the tail does not have yet: it is asked below the mark only.
-            let asked: Vec<Span> = spans
+            let limit = if is_tail { Position(u64::MAX) } else { mark };
+            let asked = spans
                 .iter()
-                .map(|span| {
-                    if is_tail {
-                        *span
-                    } else {
-                        Log::clip(*span, mark)
-                    }
-                })
-                .filter(|span| !span.is_empty())
-                .take(milonga_wire::limits::SPANS_MAX)
-                .collect();
-            let found = chain_of.read(unit, asked, self.options.read_bytes).await?;
-            if is_tail {
-                self.learn_mark(layout, chain, *key, spans, mark).await;
+                .map(|span| Log::clip(*span, limit))
+                .filter(|span| !span.is_empty());
+            let found = chain_of
+                .read(
+                    unit,
+                    asked.take(SPANS_MAX).collect(),
+                    self.options.read_bytes,
+                )
+                .await?;
+            if is_tail && spans.last().is_some_and(|span| span.end > mark) {
+                self.learn_mark(layout, chain, *key, spans[0].start).await;
             }
-            Ok::<_, Trouble>(found)
+            Ok::<_, Trouble>((found, is_tail))
         });
-        let mut all = BTreeMap::new();
-        for found in join_all(reads).await {
-            all.extend(found?.into_iter().map(|found| (found.span().start, found)));
+        let (mut all, mut only_tails) = (BTreeMap::new(), true);
+        for result in join_all(reads).await {
+            let (found, is_tail) = result?;
+            only_tails &= is_tail;
+            all.extend(found.into_iter().map(|found| (found.span().start, found)));
         }
-        Ok(all)
+        Ok((all, only_tails))
     }
 
-    /// Asks the tail for its settled mark when reads pass the one known here.
-    async fn learn_mark(
-        &self,
-        layout: &Layout,
-        chain: &Chain,
-        key: (Position, u16),
-        spans: &[Span],
-        mark: Position,
-    ) {
-        let beyond = spans.last().is_some_and(|span| span.end > mark);
-        if !beyond || chain.units.len() < 2 {
+    /// Asks the tail of the chain that holds `position` for its settled mark, now and then.
+    async fn learn_mark(&self, layout: &Layout, chain: &Chain, key: ChainKey, position: Position) {
+        let (marks, clock) = (&self.shared.marks, &self.shared.host.clock);
+        if chain.units.len() < 2 || !marks.is_due(key, clock) {
             return;
         }
-        let (_, stripes) = layout.chain_of(spans[0].start);
-        if let Ok(position) = self.chain(layout, chain).settled(stripes).await {
-            self.note_mark(layout, chain, key, position);
+        let (_, stripes) = layout.chain_of(position);
+        if let Ok(mark) = self.chain(layout, chain).settled(stripes).await {
+            marks.note(layout, chain, key, mark, clock);
         }
     }
 }

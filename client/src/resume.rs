@@ -157,7 +157,7 @@ impl Log {
                     Ok(None) => return Ok(vec![Resumed::Unknown; placed.count as usize]),
                     Err(error) => {
                         self.after(&mut patience, newest.layout.term, error.into())
-                            .await?
+                            .await?;
                     }
                 }
             };

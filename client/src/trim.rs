@@ -3,9 +3,11 @@
 //! A trim goes at most to the settled mark: every hole below it is ended first, so no unit ever has to remember that a
 //! trimmed position was undecided.
 
-use milonga_wire::{ConfirmedEnd, Layout, Payload, Position, Span, UnitReply, UnitRequest};
+use milonga_wire::{
+    ConfirmedEnd, Layout, Payload, Position, Refusal, Server, Span, UnitReply, UnitRequest,
+};
 
-use crate::calls::unexpected;
+use crate::calls::{Failure, unexpected};
 use crate::entry::{Entry, Kind};
 use crate::log::Log;
 use crate::trouble::{Trouble, Unavailable};
@@ -46,7 +48,7 @@ impl Log {
                 Ok(achieved) => return Ok(achieved),
                 Err(trouble) => {
                     self.after(&mut patience, decided.layout.term, trouble)
-                        .await?
+                        .await?;
                 }
             }
         }
@@ -56,18 +58,40 @@ impl Log {
         let settled = self.settle_below(layout, to).await?;
         let mut achieved = to.max(settled);
         for unit in &layout.units {
-            let request = UnitRequest::Trim { to, settled };
-            match self
-                .shared
-                .calls
-                .unit(unit, layout.term, request, Payload::new())
-                .await?
-            {
-                (UnitReply::Trimmed(point), _) => achieved = achieved.min(point),
-                _ => return Err(unexpected(unit.name.as_str()).into()),
-            }
+            achieved = achieved.min(self.trim_unit(layout, unit, to, settled).await?);
         }
         Ok(achieved)
+    }
+
+    /// A unit whose chain holds nothing up to `to` refuses to go beyond what it knows of: its limit is all there is.
+    async fn trim_unit(
+        &self,
+        layout: &Layout,
+        unit: &Server,
+        to: Position,
+        settled: Position,
+    ) -> Result<Position, Trouble> {
+        let calls = &self.shared.calls;
+        let trim = |to| {
+            calls.unit(
+                unit,
+                layout.term,
+                UnitRequest::Trim { to, settled },
+                Payload::new(),
+            )
+        };
+        let (answer, whole) = match trim(to).await {
+            Err(Failure::Refused {
+                refusal: Refusal::Unsettled { limit, .. },
+                ..
+            }) if limit < to => (trim(limit).await?, true),
+            answer => (answer?, false),
+        };
+        match answer {
+            (UnitReply::Trimmed(_), _) if whole => Ok(to),
+            (UnitReply::Trimmed(point), _) => Ok(point),
+            _ => Err(unexpected(unit.name.as_str()).into()),
+        }
     }
 
     /// Settles every hole below `to`, and returns a settled mark of the log that is at least `to`.
@@ -100,7 +124,7 @@ impl Log {
                 Ok(settled) => return Ok(settled),
                 Err(trouble) => {
                     self.after(&mut patience, decided.layout.term, trouble)
-                        .await?
+                        .await?;
                 }
             }
         }
@@ -152,7 +176,7 @@ impl Log {
                 (None, None) => {
                     patience
                         .pause(|| "the end is not confirmed yet".to_owned())
-                        .await?
+                        .await?;
                 }
             }
         }

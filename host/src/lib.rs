@@ -4,17 +4,29 @@
 //! Everything above this crate is written against [`Network`], [`Service`], [`Disk`], [`Clock`] and [`Random`], so the
 //! same code runs on a simulated machine from a seed. Nothing here knows the protocol beyond frames and who may call.
 
+pub mod admin;
+pub mod certificates;
 pub mod clock;
 pub mod disk;
+pub mod fs;
+pub mod memory_disk;
 pub mod net;
 pub mod random;
+pub mod sched;
+pub mod shutdown;
 pub mod tasks;
+pub mod tls;
 
 pub use clock::{Clock, Moment};
 pub use disk::{Disk, File};
-pub use net::{BoxFuture, CallError, Network, Peer, Responder, Service};
+pub use fs::FsDisk;
+pub use memory_disk::MemoryDisk;
+pub use net::{BoxFuture, CallError, Network, Peer, PeerKind, Responder, Service};
 pub use random::Random;
-pub use tasks::Tasks;
+pub use sched::ask_for_short_slice;
+pub use shutdown::Shutdown;
+pub use tasks::{Tasks, WeakTasks};
+pub use tls::{CredentialFiles, Credentials};
 
 use std::sync::Arc;
 

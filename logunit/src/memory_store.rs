@@ -4,7 +4,7 @@
 //! what became durable, to break things, and to start the next process on what the last one left ([`MemoryStore::reopen`]).
 //!
 //! Commits are whole or nothing at once (S1, S2). What a disk can do beside that is asked for by name: [`MemoryStore::damage`],
-//! [`MemoryStore::lose`], [`MemoryStore::fail_next`], [`MemoryStore::set_room`].
+//! [`MemoryStore::rot`], [`MemoryStore::lose`], [`MemoryStore::fail_next`], [`MemoryStore::set_room`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,13 +39,15 @@ struct Inner {
 enum Kept {
     Data(EntryHead, Payload),
     Junk(Term),
+    /// Damaged, and nobody has noticed yet.
+    Rotten,
     Damaged,
 }
 
 impl Kept {
     fn slot(&self) -> Slot {
         match self {
-            Self::Data(..) => Slot::Data,
+            Self::Data(..) | Self::Rotten => Slot::Data,
             Self::Junk(term) => Slot::Junk(*term),
             Self::Damaged => Slot::Damaged,
         }
@@ -97,6 +99,13 @@ impl MemoryStore {
     /// Whether the store shows every batch synced.
     pub fn set_synced(&self, synced: bool) {
         self.lock().durable.synced = synced;
+    }
+
+    /// Makes the record at `position` unreadable; its slot says so only after somebody tried.
+    pub fn rot(&self, position: Position) {
+        if let Some(kept @ Kept::Data(..)) = self.lock().entries.get_mut(&position) {
+            *kept = Kept::Rotten;
+        }
     }
 
     /// Makes what `position` holds unreadable.
@@ -165,6 +174,18 @@ impl Inner {
         (first, Span::new(span.start, end))
     }
 
+    /// What is read at `position`, its checksum verified.
+    fn touch(&mut self, position: Position) -> Result<Option<&Kept>, ReadError> {
+        match self.entries.get_mut(&position) {
+            Some(kept @ (Kept::Rotten | Kept::Damaged)) => {
+                *kept = Kept::Damaged;
+                Err(ReadError::Damaged("its checksum is wrong".to_owned()))
+            }
+            Some(kept) => Ok(Some(kept)),
+            None => Ok(None),
+        }
+    }
+
     fn apply(&mut self, change: &Change) {
         let blank = self.durable.blank;
         self.durable.blank = false;
@@ -231,23 +252,17 @@ impl Storage for MemoryStore {
     }
 
     fn holder(&mut self, position: Position) -> Result<Option<Holder>, ReadError> {
-        let inner = self.lock();
-        if position < inner.durable.trimmed {
-            return Ok(None);
-        }
-        match inner.entries.get(&position) {
+        match self.lock().touch(position)? {
             Some(Kept::Data(head, _)) => Ok(Some(Holder::Data(head.stamp))),
             Some(Kept::Junk(_)) => Ok(Some(Holder::Junk)),
-            Some(Kept::Damaged) => Err(ReadError::Damaged("asked for".to_owned())),
-            None => Ok(None),
+            Some(Kept::Rotten | Kept::Damaged) | None => Ok(None),
         }
     }
 
     fn read(&mut self, position: Position) -> Result<(EntryHead, Payload), ReadError> {
-        match self.lock().entries.get(&position) {
+        match self.lock().touch(position)? {
             Some(Kept::Data(head, payload)) => Ok((head.clone(), payload.clone())),
-            Some(Kept::Damaged) => Err(ReadError::Damaged("asked for".to_owned())),
-            Some(Kept::Junk(_)) | None => Err(ReadError::NotData),
+            Some(Kept::Junk(_) | Kept::Rotten | Kept::Damaged) | None => Err(ReadError::NotData),
         }
     }
 
@@ -356,7 +371,7 @@ impl Storage for MemoryStore {
     fn bytes(&self) -> u64 {
         let size = |kept: &Kept| match kept {
             Kept::Data(head, _) => u64::from(head.len),
-            Kept::Junk(_) | Kept::Damaged => 0,
+            Kept::Junk(_) | Kept::Rotten | Kept::Damaged => 0,
         };
         self.lock().entries.values().map(size).sum()
     }

@@ -28,8 +28,8 @@
 
 mod batch;
 mod read;
-mod store;
 mod work;
+mod write;
 
 #[cfg(test)]
 mod reference;

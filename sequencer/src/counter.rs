@@ -531,4 +531,4 @@ fn check_tails(page: &Page, start: Position) -> Result<(), Refusal> {
 
 #[cfg(test)]
 #[path = "counter_tests.rs"]
-mod tests;
+pub(crate) mod tests;

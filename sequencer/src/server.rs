@@ -435,3 +435,7 @@ impl Metrics {
         self.rounds.record(seconds);
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@
 //! Numbers are little-endian. The version is the head's first byte and is counted in its length.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use postcard::ser_flavors::{Flavor, Size};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
@@ -163,11 +164,7 @@ impl Frame {
     /// # Errors
     /// [`DecodeError::TooLarge`] if it would be over the limits.
     pub fn new<T: Serialize>(head: &T, payload: Payload) -> Result<Self, DecodeError> {
-        let bytes = postcard::to_extend(head, vec![FORMAT_VERSION]).map_err(|error| {
-            DecodeError::Malformed {
-                why: error.to_string(),
-            }
-        })?;
+        let bytes = postcard::to_extend(head, vec![FORMAT_VERSION]).map_err(not_a_head)?;
         let asked = (PREFIX + bytes.len() + payload.len()) as u64;
         if bytes.len() > HEAD_BYTES_MAX || asked > FRAME_BYTES_MAX as u64 {
             return Err(DecodeError::TooLarge { asked });
@@ -192,10 +189,7 @@ impl Frame {
         if *version != FORMAT_VERSION {
             return Err(DecodeError::Version { found: *version });
         }
-        let (value, rest) =
-            postcard::take_from_bytes(head).map_err(|error| DecodeError::Malformed {
-                why: error.to_string(),
-            })?;
+        let (value, rest) = postcard::take_from_bytes(head).map_err(not_a_head)?;
         if rest.is_empty() {
             Ok(value)
         } else {
@@ -217,6 +211,50 @@ impl Frame {
         out.put_u32_le(length as u32);
         out.put_u32_le(self.head.len() as u32);
         out.put_slice(&self.head);
+    }
+
+    /// How many bytes a frame of `head` and a payload of `payload_bytes` has on the wire.
+    ///
+    /// # Errors
+    /// [`DecodeError::TooLarge`] if it would be over the limits.
+    pub fn measure<T: Serialize>(head: &T, payload_bytes: usize) -> Result<usize, DecodeError> {
+        let bytes = postcard::serialize_with_flavor(head, Size::default());
+        let head_bytes = 1 + bytes.map_err(not_a_head)?;
+        let asked = PREFIX + head_bytes + payload_bytes;
+        if head_bytes > HEAD_BYTES_MAX || asked > FRAME_BYTES_MAX {
+            let asked = asked as u64;
+            return Err(DecodeError::TooLarge { asked });
+        }
+        Ok(asked)
+    }
+
+    /// Appends prefix and head of a frame to `out` without building it first; `payload_bytes` bytes of payload must
+    /// follow. Returns how many bytes the whole frame has.
+    ///
+    /// # Errors
+    /// [`DecodeError::TooLarge`] if it would be over the limits; `out` is as it was then.
+    pub fn encode_into<T: Serialize>(
+        out: &mut BytesMut,
+        head: &T,
+        payload_bytes: usize,
+    ) -> Result<usize, DecodeError> {
+        let start = out.len();
+        out.put_bytes(0, PREFIX);
+        out.put_u8(FORMAT_VERSION);
+        let written = postcard::serialize_with_flavor(head, Tail(out)).map_err(not_a_head);
+        let whole = out.len() - start + payload_bytes;
+        let head_bytes = out.len() - start - PREFIX;
+        let fits = head_bytes <= HEAD_BYTES_MAX && whole <= FRAME_BYTES_MAX;
+        if written.is_err() || !fits {
+            out.truncate(start);
+            written?;
+            return Err(DecodeError::TooLarge {
+                asked: whole as u64,
+            });
+        }
+        let lengths = ((head_bytes as u64) << 32) | (whole as u64 - 4);
+        out[start..start + PREFIX].copy_from_slice(&lengths.to_le_bytes());
+        Ok(whole)
     }
 
     /// Takes the first whole frame out of what arrived; nothing if more bytes are needed.
@@ -246,6 +284,33 @@ impl Frame {
             head: head_bytes,
             payload,
         }))
+    }
+}
+
+/// Where postcard writes when a head goes straight behind what is in a buffer.
+struct Tail<'a>(&'a mut BytesMut);
+
+impl Flavor for Tail<'_> {
+    type Output = ();
+
+    fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.put_u8(byte);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+fn not_a_head(error: postcard::Error) -> DecodeError {
+    DecodeError::Malformed {
+        why: error.to_string(),
     }
 }
 
@@ -293,6 +358,15 @@ mod tests {
             let frames: Vec<Frame> =
                 bodies.iter().map(|(head, body)| Frame::new(head, body.clone().into()).unwrap()).collect();
             let bytes: Vec<u8> = frames.iter().flat_map(wire).collect();
+            let mut direct = BytesMut::new();
+            for (head, body) in &bodies {
+                let before = direct.len();
+                let whole = Frame::encode_into(&mut direct, head, body.len()).unwrap();
+                direct.put_slice(body);
+                prop_assert_eq!(direct.len() - before, whole);
+                prop_assert_eq!(Frame::measure(head, body.len()), Ok(whole));
+            }
+            prop_assert_eq!(&direct[..], &bytes[..]);
 
             let mut arrived = Payload::new();
             let mut out = vec![];
@@ -333,6 +407,15 @@ mod tests {
             Frame::take_from(&mut arrived),
             Err(DecodeError::Malformed { .. })
         ));
+    }
+
+    #[test]
+    fn a_frame_over_the_limit_is_not_begun() {
+        let mut out = BytesMut::from(&b"before"[..]);
+        let refused = Frame::encode_into(&mut out, &7_u64, FRAME_BYTES_MAX);
+        assert!(matches!(refused, Err(DecodeError::TooLarge { .. })));
+        assert_eq!(Frame::measure(&7_u64, FRAME_BYTES_MAX).err(), refused.err());
+        assert_eq!(&out[..], b"before");
     }
 
     #[test]

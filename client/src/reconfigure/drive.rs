@@ -22,6 +22,8 @@ use crate::reconfigure::plan::{PlanError, Seals, restarted};
 
 /// How often a proposer that was outranked tries again.
 const TRIES: u32 = 8;
+/// Positions that one step of a restore covers.
+const RESTORE_POSITIONS: u64 = 1_024;
 /// Stream tails pages that a bootstrap may take: 64 million streams.
 const PAGES_MAX: u32 = 16_384;
 
@@ -160,10 +162,12 @@ async fn propose(log: &Log, previous: &Decided, rank: Rank, why: &str) -> Result
             _ => None,
         })
         .max_by_key(|(rank, _)| *rank);
-    let layout = match accepted {
-        // It may be decided already (H21): finish it, and use nothing of it before.
-        Some((_, layout)) => *layout,
-        None => compute(log, old, term, why).await?,
+    // An accepted layout may be decided already (H21): it is finished, and nothing of it is used before.
+    let layout = if let Some((_, layout)) = accepted {
+        *layout
+    } else {
+        second_look(log, old).await?;
+        compute(log, old, term, why).await?
     };
     let request = LayoutRequest::Propose {
         rank,
@@ -195,6 +199,37 @@ async fn propose(log: &Log, previous: &Decided, rank: Rank, why: &str) -> Result
     let _ = ask_all(log, previous, term, &learn).await;
     log.shared.layouts.adopt(decided.clone());
     Ok(decided)
+}
+
+/// Looks whether a change can succeed, before anything is sealed: seals stop service, so a wrong suspicion ends here.
+async fn second_look(log: &Log, old: &Layout) -> Result<(), ChangeError> {
+    let units = join_all(
+        old.units
+            .iter()
+            .map(|unit| present(log, unit, Kind::LogUnit)),
+    )
+    .await;
+    let missing = old
+        .units
+        .iter()
+        .zip(&units)
+        .filter(|(_, found)| found.is_err());
+    let missing: Vec<String> = missing.map(|(unit, _)| unit.name.to_string()).collect();
+    if !missing.is_empty() {
+        return Err(PlanError::Missing(missing).into());
+    }
+    let sequencers = std::iter::once(&old.sequencer).chain(&old.standbys);
+    let found = join_all(sequencers.map(|server| present(log, server, Kind::Sequencer))).await;
+    if found.iter().all(Result::is_err) {
+        return Err(ChangeError::NoSequencer(
+            found
+                .into_iter()
+                .filter_map(Result::err)
+                .map(|failure| failure.to_string())
+                .collect(),
+        ));
+    }
+    Ok(())
 }
 
 /// Seals the term and computes its layout from the answers (C7).
@@ -529,18 +564,23 @@ async fn restore_restarted(log: &Log, old: &Layout, new: &Layout) {
             continue;
         }
         let chain = log.chain(new, chain);
-        let mut from = closed.end;
-        for unit in chain.all() {
-            match chain.settled_at(unit, stripes).await {
-                Ok(mark) => from = from.min(mark),
-                Err(error) => tracing::debug!(%error, "a restored unit did not answer"),
-            }
-        }
-        for run in stripes.runs_from(from) {
-            let run = run.intersect(closed);
-            if !run.is_empty() && !log.restore(run).await {
+        let mut restored = Position::FIRST;
+        loop {
+            let marks = join_all(chain.all().map(|unit| chain.settled_at(unit, stripes))).await;
+            let lacking = marks
+                .into_iter()
+                .filter_map(Result::ok)
+                .min()
+                .unwrap_or(closed.end);
+            let window = Span::new(lacking, lacking.plus(RESTORE_POSITIONS)).intersect(closed);
+            let run = stripes.run_from(lacking).map(|run| run.intersect(window));
+            let Some(run) = run.filter(|run| !run.is_empty() && run.end > restored) else {
+                break;
+            };
+            if !log.restore(run).await {
                 return;
             }
+            restored = run.end;
         }
     }
 }

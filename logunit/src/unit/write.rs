@@ -5,6 +5,7 @@ use milonga_wire::{
     Fill, FillOutcome, Holder, Payload, Piece, Position, Refusal, Span, Stamp, Term, UnitReply,
     WriteKind, WriteOutcome,
 };
+use smallvec::SmallVec;
 
 use super::batch::{Cutter, View};
 use super::{Batch, State, Unit};
@@ -112,7 +113,7 @@ impl Unit {
         piece: &Piece,
     ) -> Result<Compared, Refusal> {
         let stamp = |position: Position| piece.stamp.plus(position.since(piece.first) as u32);
-        let mut lacking: Vec<Span> = Vec::new();
+        let mut lacking = Lacking::new();
         let mut rest = piece.span();
         while !rest.is_empty() {
             let (view, run) = batch.look(storage, rest);
@@ -212,10 +213,13 @@ impl Unit {
     }
 }
 
+/// Runs of one piece; almost always one.
+type Lacking = SmallVec<[Span; 1]>;
+
 /// How a piece compares with what is there.
 enum Compared {
     /// These runs of it are to be written; the rest is stored already.
-    Lacking(Vec<Span>),
+    Lacking(Lacking),
     /// Something else holds this position.
     Taken(Position, Holder),
 }

@@ -1,0 +1,72 @@
+//! Settled marks by chain: below one, every unit of the chain holds what the tail held, so any of them may be read.
+//!
+//! A mark is taken only from that chain's tail, in this client's term (H42), and stays good for the same process starts.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use milonga_host::{Clock, Moment};
+use milonga_wire::{Chain, Identity, Incarnation, Layout, Position};
+
+use crate::settle::ChainKey;
+
+/// How long a mark is used before the tail is asked for a newer one.
+const REFRESH: Duration = Duration::from_millis(20);
+
+/// What one chain's tail said.
+struct Mark {
+    units: Vec<(Identity, Incarnation)>,
+    position: Position,
+    learnt: Moment,
+}
+
+/// The marks this client knows.
+#[derive(Default)]
+pub(crate) struct Marks(Mutex<BTreeMap<ChainKey, Mark>>);
+
+impl Marks {
+    /// The mark of `chain`, if it was learnt from these very process starts; else the first position.
+    pub(crate) fn of(&self, layout: &Layout, chain: &Chain, key: ChainKey) -> Position {
+        let marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match marks.get(&key) {
+            Some(mark) if mark.units == units(layout, chain) => mark.position,
+            Some(_) | None => Position::FIRST,
+        }
+    }
+
+    /// Whether the tail of `chain` should be asked again.
+    pub(crate) fn is_due(&self, key: ChainKey, clock: &Clock) -> bool {
+        let marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        marks
+            .get(&key)
+            .is_none_or(|mark| clock.now().since(mark.learnt) > REFRESH)
+    }
+
+    /// Remembers what the tail of `chain` said.
+    pub(crate) fn note(
+        &self,
+        layout: &Layout,
+        chain: &Chain,
+        key: ChainKey,
+        position: Position,
+        clock: &Clock,
+    ) {
+        let mark = Mark {
+            units: units(layout, chain),
+            position,
+            learnt: clock.now(),
+        };
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, mark);
+    }
+}
+
+fn units(layout: &Layout, chain: &Chain) -> Vec<(Identity, Incarnation)> {
+    layout
+        .units_of(chain)
+        .map(|unit| (unit.identity, unit.incarnation))
+        .collect()
+}
