@@ -368,7 +368,7 @@ async fn questions_for_the_end_are_bounded() {
     assert!(matches!(refusal, Refusal::Busy { .. }));
 }
 
-/// S6: the layout servers of the configuration are asked first, then those that they name.
+/// Q6: the layout servers of the configuration are asked first, then those that they name.
 #[tokio::test(start_paused = true)]
 async fn a_seal_that_skips_terms_waits_for_the_layout_servers() {
     let fixture = Fixture::new();
@@ -390,7 +390,7 @@ async fn a_seal_that_skips_terms_waits_for_the_layout_servers() {
     assert_eq!(fixture.sequencer.shared.counter().term(), Term(9));
 }
 
-/// S6: the largest term cannot be sealed into a fresh sequencer, and one that cannot be checked can be tried again.
+/// Q6: the largest term cannot be sealed into a fresh sequencer, and one that cannot be checked can be tried again.
 #[tokio::test(start_paused = true)]
 async fn a_seal_that_skips_terms_nobody_decided_changes_nothing() {
     let fixture = Fixture::new();
