@@ -619,7 +619,13 @@ fn observe(machine: &mut Machine, model: &Model) -> BTreeMap<u64, Item> {
             Slot::Junk(term) => Item::Junk(term),
             Slot::Absent | Slot::Trimmed | Slot::Damaged => continue,
         };
-        assert_eq!(Some(&item), model.items.get(&position), "{position}");
+        let expected = model.items.get(&position);
+        assert!(
+            Some(&item) == expected,
+            "{position}: found {}, expected {}",
+            brief(Some(&item)),
+            brief(expected)
+        );
         known.insert(position, item);
     }
     known
@@ -644,12 +650,22 @@ fn stays(machine: &mut Machine, known: &BTreeMap<u64, Item>, again: &[Vec<Piece>
         machine.run(&action);
         let model = machine.model.clone();
         let found = observe(machine, &model);
-        let kept = |items: &BTreeMap<u64, Item>| -> BTreeMap<u64, Item> {
-            items
-                .range(model.trimmed..)
-                .map(|(position, item)| (*position, item.clone()))
-                .collect()
-        };
-        assert_eq!(kept(&found), kept(&model.items));
+        for position in model.trimmed..model.end {
+            let (found, expected) = (found.get(&position), model.items.get(&position));
+            assert!(
+                found == expected,
+                "{position}: found {}, expected {}",
+                brief(found),
+                brief(expected)
+            );
+        }
+    }
+}
+
+fn brief(item: Option<&Item>) -> String {
+    match item {
+        Some(Item::Data(head, _)) => format!("record of attempt {}", head.term),
+        Some(Item::Junk(term)) => format!("junk of {term}"),
+        None => "nothing".to_owned(),
     }
 }

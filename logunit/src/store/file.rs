@@ -68,6 +68,7 @@ impl DataFile {
     pub(super) fn empty(key: Key, file: Arc<dyn File>) -> Self {
         let summary = Summary {
             state: State::default(),
+            after: 0,
             first: 0,
             last: 0,
             data_end: PAGE,

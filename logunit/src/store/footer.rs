@@ -17,13 +17,15 @@ use super::streams::{self, Streams};
 
 pub(super) const TRAILER: usize = 40;
 const MAGIC: u64 = 0x7265_7469_6172_746d;
-const FIXED: usize = State::BYTES + 40;
+const FIXED: usize = State::BYTES + 48;
 
 /// What a file is, beside its index.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Summary {
     /// What held after its last batch.
     pub(super) state: State,
+    /// The batch before its first one.
+    pub(super) after: u64,
     /// Its first batch.
     pub(super) first: u64,
     /// Its last batch.
@@ -53,7 +55,13 @@ pub(super) fn encode(
     };
     let mut out = Vec::new();
     out.extend_from_slice(&summary.state.encode());
-    let numbers = [summary.first, summary.last, summary.data_end, index.end.0];
+    let numbers = [
+        summary.first,
+        summary.last,
+        summary.data_end,
+        index.end.0,
+        summary.after,
+    ];
     numbers
         .iter()
         .for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
@@ -127,7 +135,7 @@ impl Trailer {
             rest = behind;
             Some(taken)
         };
-        let listed = decode_listed(take(u32_at(numbers, 36) as usize * LISTED_BYTES)?);
+        let listed = decode_listed(take(u32_at(numbers, 44) as usize * LISTED_BYTES)?);
         let counts = take(8)?;
         let mut index = FileIndex {
             end: Position(u64_at(numbers, 24)),
@@ -144,10 +152,11 @@ impl Trailer {
         index.streams = Streams::Frozen(streams::Frozen::decode(&rest[len..])?);
         let summary = Summary {
             state: State::decode(fixed),
+            after: u64_at(numbers, 32),
             first: u64_at(numbers, 0),
             last: u64_at(numbers, 8),
             data_end: u64_at(numbers, 16),
-            whole: u32_at(numbers, 32) != 0,
+            whole: u32_at(numbers, 40) != 0,
             listed,
         };
         Some((summary, index))

@@ -40,6 +40,8 @@ pub(super) struct Recovered {
     pub(super) unused: Vec<u64>,
     pub(super) state: State,
     /// The last batch found.
+    pub(super) last: u64,
+    /// The highest number that any batch had, believed or not.
     pub(super) sequence: u64,
     pub(super) synced: bool,
     /// The highest number that any data file has.
@@ -57,6 +59,7 @@ impl Candidate {
     fn contents(&self, before: u64) -> Scanned {
         match DataFile::read_footer(&self.key, &*self.file) {
             Some((summary, index)) => Scanned {
+                seen: summary.last,
                 summary,
                 index,
                 footer: Footer::Written,
@@ -78,6 +81,8 @@ pub(super) struct Scanned {
     pub(super) last: Option<(u64, u32)>,
     /// Something behind the last batch verifies, or could not be read.
     pub(super) torn: bool,
+    /// The highest number that any batch had, believed or not.
+    pub(super) seen: u64,
 }
 
 /// Opens the data files that `names` names.
@@ -99,6 +104,7 @@ pub(super) fn recover(
         current: None,
         unused: Vec::new(),
         state: State::default(),
+        last: 0,
         sequence: 0,
         synced: true,
         number: numbers.last().copied().unwrap_or(0),
@@ -166,6 +172,7 @@ impl Recovered {
         scanned: Scanned,
         newest: Option<u64>,
     ) -> Result<(), OpenError> {
+        self.sequence = self.sequence.max(scanned.seen);
         if scanned.summary.last == 0 {
             // Nothing in it is believed. What stands in it all the same is torn.
             self.synced &= !scanned.torn;
@@ -187,11 +194,11 @@ impl Recovered {
         let summary = scanned.summary;
         let follows = summary.listed.last().map(|listed| listed.number);
         let before = self.files.last_key_value().map(|(number, _)| *number);
-        let contiguous = follows != before || summary.first == self.sequence + 1;
+        let contiguous = follows != before || summary.after == self.last;
         self.synced &= summary.whole && (contiguous || before.is_none());
         self.state = self.state.merge(summary.state);
         self.state.end = self.state.end.max(scanned.index.end);
-        self.sequence = self.sequence.max(summary.last);
+        self.last = self.last.max(summary.last);
         let mut found = DataFile::new(key, file, summary);
         found.footer = scanned.footer;
         self.files.insert(key.number, found);
@@ -229,6 +236,7 @@ pub(super) fn scan(file: &dyn File, key: Key, before: u64) -> Scanned {
     let mut scanned = Scanned {
         summary: Summary {
             state: State::default(),
+            after: 0,
             first: 0,
             last: 0,
             data_end: PAGE,
@@ -239,11 +247,13 @@ pub(super) fn scan(file: &dyn File, key: Key, before: u64) -> Scanned {
         footer: Footer::Missing,
         last: None,
         torn: false,
+        seen: 0,
     };
     while let Some(step) = scanner.step() {
         scanned.apply(step);
     }
     scanned.torn |= scanner.unreadable;
+    scanned.seen = scanner.seen;
     scanned
 }
 
@@ -254,10 +264,10 @@ impl Scanned {
             Step::Batch { at, head, records } => {
                 if summary.first == 0 {
                     summary.first = head.sequence;
+                    summary.after = head.synced;
                 } else {
-                    summary.whole &= head.sequence == summary.last + 1;
+                    summary.whole &= head.synced == summary.last;
                 }
-                summary.whole &= head.synced + 1 == head.sequence;
                 summary.last = head.sequence;
                 summary.state = summary.state.merge(head.state);
                 summary.data_end = at + u64::from(head.bytes);
@@ -272,6 +282,7 @@ impl Scanned {
             } => {
                 tracing::warn!(from = at, to = end, "damaged batches");
                 summary.whole = false;
+                summary.data_end = end;
                 self.put(records);
                 for position in damaged {
                     self.index.put_damaged(Span::one(position));
