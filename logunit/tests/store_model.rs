@@ -1,4 +1,5 @@
 //! The store against a plain map, through crashes, torn writes, full disks, flipped bits and lies.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -557,10 +558,12 @@ proptest! {
         again in prop::collection::vec(batch(), 0..6),
     ) {
         let mut machine = Machine::new(40);
-        actions.iter().for_each(|action| machine.run(action));
+        for action in &actions {
+            machine.run(action);
+        }
         machine.store = None;
         machine.disk.kill();
-        let names: Vec<String> = machine.disk.names().into_iter().filter(|name| name.ends_with(".data")).collect();
+        let names = data_files(&machine.disk);
         for (file, offset, bit) in &flips {
             if let Some(name) = names.get(usize::from(*file).checked_rem(names.len()).unwrap_or(0)) {
                 machine.disk.flip(name, u64::from(*offset) % (16 << 10), 1 << bit);
@@ -588,7 +591,9 @@ proptest! {
         again in prop::collection::vec(batch(), 0..6),
     ) {
         let mut machine = Machine::new(40);
-        actions.iter().for_each(|action| machine.run(action));
+        for action in &actions {
+            machine.run(action);
+        }
         machine.disk.set_faults(Some(Box::new(|operation| match operation {
             Operation::Sync { .. } | Operation::SyncNames => Outcome::Lie,
             _ => Outcome::Done,

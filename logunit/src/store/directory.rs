@@ -96,6 +96,11 @@ impl OpenError {
     }
 }
 
+/// Whether a name that is no file's of data belongs here all the same.
+pub(super) fn is_known(name: &str) -> bool {
+    [IDENTITY, IDENTITY_NEW, MAPPING, NOT_OURS_TO_MIND].contains(&name)
+}
+
 /// What a name in the directory means.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(super) enum Name {

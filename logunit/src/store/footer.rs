@@ -62,23 +62,17 @@ pub(super) fn encode(
         index.end.0,
         summary.after,
     ];
-    numbers
-        .iter()
-        .for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+    put(&mut out, &numbers);
     out.extend_from_slice(&u32::from(summary.whole).to_le_bytes());
     out.extend_from_slice(&(summary.listed.len() as u32).to_le_bytes());
     out.extend_from_slice(&encode_listed(&summary.listed));
     out.extend_from_slice(&(index.junk.len() as u32).to_le_bytes());
     out.extend_from_slice(&(index.damaged.len() as u32).to_le_bytes());
     for (span, term) in index.junk.iter() {
-        [span.start.0, span.end.0, term.0]
-            .iter()
-            .for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
+        put(&mut out, &[span.start.0, span.end.0, term.0]);
     }
     for (span, ()) in index.damaged.iter() {
-        [span.start.0, span.end.0]
-            .iter()
-            .for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
+        put(&mut out, &[span.start.0, span.end.0]);
     }
     slots.encode(&mut out);
     streams.encode(&mut out);
@@ -94,6 +88,12 @@ pub(super) fn encode(
     let trailer_sum = key.crc(&out[at + 16..]);
     out[at + 8..at + 12].copy_from_slice(&trailer_sum.to_le_bytes());
     Some(out)
+}
+
+fn put(out: &mut Vec<u8>, numbers: &[u64]) {
+    for number in numbers {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
 }
 
 /// Where a footer stands.

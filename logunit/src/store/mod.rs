@@ -78,7 +78,7 @@ impl Options {
 
     fn check(&self) -> Result<(), OpenError> {
         let sizes = 16 << 10..=16 << 30;
-        if !sizes.contains(&self.file_bytes) || self.file_bytes % PAGE != 0 {
+        if !sizes.contains(&self.file_bytes) || !self.file_bytes.is_multiple_of(PAGE) {
             return Err(OpenError::Option {
                 what: "the size of a data file",
                 found: self.file_bytes,

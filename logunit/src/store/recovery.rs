@@ -233,32 +233,36 @@ fn rewrite(file: &dyn File, at: u64, bytes: u32) -> std::io::Result<()> {
 /// Reads a file's batches below number `before`.
 pub(super) fn scan(file: &dyn File, key: Key, before: u64) -> Scanned {
     let mut scanner = Scanner::new(file, key, before);
-    let mut scanned = Scanned {
-        summary: Summary {
-            state: State::default(),
-            after: 0,
-            first: 0,
-            last: 0,
-            data_end: PAGE,
-            whole: true,
-            listed: Vec::new(),
-        },
-        index: FileIndex::default(),
-        footer: Footer::Missing,
-        last: None,
-        torn: false,
-        seen: 0,
-    };
+    let mut contents = Scanned::nothing();
     while let Some(step) = scanner.step() {
-        scanned.apply(step);
+        contents.apply(&step);
     }
-    scanned.torn |= scanner.unreadable;
-    scanned.seen = scanner.seen;
-    scanned
+    contents.finish(&scanner);
+    contents
 }
 
 impl Scanned {
-    fn apply(&mut self, step: Step) {
+    /// What a file holds before its first batch.
+    pub(super) fn nothing() -> Self {
+        Self {
+            summary: Summary {
+                state: State::default(),
+                after: 0,
+                first: 0,
+                last: 0,
+                data_end: PAGE,
+                whole: true,
+                listed: Vec::new(),
+            },
+            index: FileIndex::default(),
+            footer: Footer::Missing,
+            last: None,
+            torn: false,
+            seen: 0,
+        }
+    }
+
+    pub(super) fn apply(&mut self, step: &Step) {
         let summary = &mut self.summary;
         match step {
             Step::Batch { at, head, records } => {
@@ -271,7 +275,7 @@ impl Scanned {
                 summary.last = head.sequence;
                 summary.state = summary.state.merge(head.state);
                 summary.data_end = at + u64::from(head.bytes);
-                self.last = Some((at, head.bytes));
+                self.last = Some((*at, head.bytes));
                 self.put(records);
             }
             Step::Damage {
@@ -282,17 +286,22 @@ impl Scanned {
             } => {
                 tracing::warn!(from = at, to = end, "damaged batches");
                 summary.whole = false;
-                summary.data_end = end;
+                summary.data_end = *end;
                 self.put(records);
                 for position in damaged {
-                    self.index.put_damaged(Span::one(position));
+                    self.index.put_damaged(Span::one(*position));
                 }
             }
-            Step::End { torn, .. } => self.torn = torn,
+            Step::End { torn } => self.torn = *torn,
         }
     }
 
-    fn put(&mut self, records: Vec<Found>) {
+    pub(super) fn finish(&mut self, scanner: &Scanner<'_>) {
+        self.torn |= scanner.unreadable;
+        self.seen = scanner.seen;
+    }
+
+    fn put(&mut self, records: &[Found]) {
         for found in records {
             match found.head.kind {
                 Kind::Data(_) => {
@@ -301,7 +310,7 @@ impl Scanned {
                         .put_record(found.head.position, slot, &found.streams);
                 }
                 Kind::Junk(_) => self.index.put_junk(found.head.span(), found.head.term),
-                Kind::Files => self.summary.listed = found.listed,
+                Kind::Files => self.summary.listed.clone_from(&found.listed),
             }
         }
     }
