@@ -602,3 +602,6 @@ fn run_length(records: &[Bytes]) -> usize {
         });
     fits.count().max(1)
 }
+
+#[cfg(test)]
+mod tests;

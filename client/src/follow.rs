@@ -78,3 +78,6 @@ impl Follower {
         Ok(entry)
     }
 }
+
+#[cfg(test)]
+mod tests;

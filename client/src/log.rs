@@ -405,3 +405,6 @@ impl Log {
         span.intersect(Span::new(Position::FIRST, end))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -191,3 +191,6 @@ impl Log {
         matches!(entry.kind, Kind::Junk { .. })
     }
 }
+
+#[cfg(test)]
+mod tests;
