@@ -267,11 +267,9 @@ impl<'a> OneChain<'a> {
             }
             missing = lacking;
         }
-        held.extend(
-            missing
-                .into_iter()
-                .map(|span| Found::Junk(span, self.layout.term)),
-        );
+        // What is copied was decided in an earlier term; so is what its writers failed to decide there.
+        let ended = Term(self.layout.term.0.saturating_sub(1));
+        held.extend(missing.into_iter().map(|span| Found::Junk(span, ended)));
         for unit in self.units() {
             self.push(unit, WriteKind::Copy, &held, end).await?;
         }
