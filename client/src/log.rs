@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use milonga_host::Host;
+use milonga_host::{Host, Moment};
+use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{
     Address, Caller, Chain, ConfirmedEnd, Decided, Layout, LayoutRequest, Position, Report, Role,
     SequencerReply, SequencerRequest, Session, Span, StreamId, StreamLink, Term,
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     latency_us: AtomicU64,
     /// One mend at a time.
     mending: tokio::sync::Mutex<()>,
+    /// When this client last reported a server it suspects.
+    suspected: Mutex<Option<Moment>>,
     pub(crate) turns: AtomicU64,
 }
 
@@ -78,6 +81,7 @@ impl Log {
             marks: Marks::default(),
             latency_us: AtomicU64::new(2_000),
             mending: tokio::sync::Mutex::new(()),
+            suspected: Mutex::new(None),
             turns: AtomicU64::new(0),
         };
         Self {
@@ -314,12 +318,12 @@ impl Log {
                     return Ok(());
                 }
                 // The server is in a term that nobody has decided yet, or whose decision has not reached us.
-                self.mend(term).await;
+                self.mend(term, &failure).await;
             }
-            (Next::Mend | Next::Restore, _) => self.mend(term).await,
+            (Next::Mend | Next::Restore, _) => self.mend(term, &failure).await,
             (Next::Again, _) => {
                 if patience.waited() > self.options.call {
-                    self.mend(term).await;
+                    self.mend(term, &failure).await;
                 }
             }
         }
@@ -340,8 +344,9 @@ impl Log {
             .is_some_and(|known| known.layout.term > term)
     }
 
-    /// Reads the newest layout; if it is still that of `term`, and this client may, finishes or replaces it.
-    async fn mend(&self, term: Term) {
+    /// Reads the newest layout; if it is still that of `term`, finishes or replaces it. Who may not do that reports the
+    /// server that gave `failure`.
+    async fn mend(&self, term: Term, failure: &Failure) {
         let _one_at_a_time = self.shared.mending.lock().await;
         if self.is_newer_than(term) {
             return;
@@ -350,7 +355,11 @@ impl Log {
             tracing::debug!(%error, "no newest layout");
             return;
         }
-        if self.is_newer_than(term) || !self.options.mend || !self.may(Role::Control) {
+        if self.is_newer_than(term) {
+            return;
+        }
+        if !self.options.mend || !self.may(Role::Control) {
+            self.suspect(failure).await;
             return;
         }
         if let Err(error) =
@@ -364,6 +373,30 @@ impl Log {
     pub(crate) fn may(&self, role: Role) -> bool {
         let has = self.shared.caller.role;
         !has.is_server() && has >= role
+    }
+
+    /// Reports the server that gave `failure`, at most once in the time of a call: the caretakers look for themselves.
+    async fn suspect(&self, failure: &Failure) {
+        let now = self.shared.host.clock.now();
+        let Some(server) = failure.server().filter(|_| self.may(Role::Writer)) else {
+            return;
+        };
+        {
+            let mut suspected = self
+                .shared
+                .suspected
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if suspected.is_some_and(|last| now.since(last) < self.options.call) {
+                return;
+            }
+            *suspected = Some(now);
+        }
+        let mut why = failure.to_string();
+        while why.len() > TEXT_BYTES_MAX {
+            why.pop();
+        }
+        self.report(Report::Suspect { server, why }).await;
     }
 
     /// Tells the layout servers what this client saw and may not mend; nobody waits for it to be believed.
