@@ -97,13 +97,14 @@ pub async fn mend(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
 }
 
 /// Makes the next layout: the same servers in their present process starts, a fresh sequencer. A half-done term is
-/// finished instead if there is one.
+/// finished instead if there is one; if another proposer makes a term meanwhile, that one is finished and returned.
 ///
 /// # Errors
 /// [`ChangeError`].
 pub async fn rebuild(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
     let host = log.host();
     let mut number = 1;
+    let mut began_in = None;
     for attempt in 0..TRIES {
         if attempt > 0 {
             host.clock
@@ -114,6 +115,12 @@ pub async fn rebuild(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> 
                 .await;
         }
         let known = log.shared.layouts.read().await?;
+        let term = known.decided.layout.term;
+        if *began_in.get_or_insert(term) < term {
+            // Another was faster, and its term serves as well: a second one would only stop service again (H19).
+            finish(log, &known.decided).await?;
+            return Ok(Arc::new(known.decided));
+        }
         let seen = known
             .standings
             .iter()
