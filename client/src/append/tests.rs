@@ -216,7 +216,10 @@ async fn an_unknown_append_carries_what_resolves_it() {
             (silent && server.starts_with('u')).then_some(Fault::LoseRequest)
         });
         let unknown = log.append("x", &[]).await;
-        let Err(AppendError::Unknown { saved, positions, .. }) = unknown else {
+        let Err(AppendError::Unknown {
+            saved, positions, ..
+        }) = unknown
+        else {
             panic!("{unknown:?}");
         };
         assert_eq!(positions, [None]);
@@ -271,11 +274,17 @@ async fn a_producer_stops_after_an_unknown_outcome() {
         (silent && server.starts_with('u')).then_some(Fault::LoseRequest)
     });
     let unknown = producer.append(&records(3)).await;
-    assert!(matches!(unknown, Err(AppendError::Unknown { .. })), "{unknown:?}");
+    assert!(
+        matches!(unknown, Err(AppendError::Unknown { .. })),
+        "{unknown:?}"
+    );
     cluster.heal();
 
     let refused = producer.append(&records(1)).await;
-    assert!(matches!(refused, Err(AppendError::NotAppended { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(AppendError::NotAppended { .. })),
+        "{refused:?}"
+    );
 }
 
 /// Nothing was sent, so nothing was appended: that is known, however long it took.
@@ -307,7 +316,10 @@ async fn a_full_disk_is_a_definite_answer() {
         matches!(
             &refused,
             Err(AppendError::NotAppended {
-                why: Unavailable::Refused { refusal: Refusal::DiskFull, .. }
+                why: Unavailable::Refused {
+                    refusal: Refusal::DiskFull,
+                    ..
+                }
             })
         ),
         "{refused:?}"
@@ -346,7 +358,10 @@ async fn an_append_over_a_bound_is_refused_before_anything_is_asked() {
     let twice = log.append("a", &[stream, stream]).await;
 
     for refused in [large.map(drop), empty, twice.map(drop)] {
-        assert!(matches!(refused, Err(AppendError::NotAppended { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(AppendError::NotAppended { .. })),
+            "{refused:?}"
+        );
     }
     assert_eq!(cluster.count(|_| true), 0);
 }

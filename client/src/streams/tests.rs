@@ -65,7 +65,10 @@ async fn a_walk_steps_over_a_burnt_position() {
     }
     assert_eq!(positions(&read(&log, 0).await), expected);
     // A head fills the burnt positions one by one, and nothing of the foreign ones.
-    assert_eq!(cluster.seen("u-00", "fill") + cluster.seen("u-10", "fill"), 12);
+    assert_eq!(
+        cluster.seen("u-00", "fill") + cluster.seen("u-10", "fill"),
+        12
+    );
 }
 
 /// T1, O5: the sequencer's last positions may have been issued again, in a later term, to other records.
@@ -118,8 +121,14 @@ async fn trimmed_positions_are_told_only_where_the_stream_may_have_had_some() {
             .collect()
     };
     assert_eq!(kinds(read(&log, 6).await), [(10, false), (15, false)]);
-    assert_eq!(kinds(read(&log, 5).await), [(5, true), (10, false), (15, false)]);
-    assert_eq!(kinds(read(&log, 0).await), [(0, true), (10, false), (15, false)]);
+    assert_eq!(
+        kinds(read(&log, 5).await),
+        [(5, true), (10, false), (15, false)]
+    );
+    assert_eq!(
+        kinds(read(&log, 0).await),
+        [(0, true), (10, false), (15, false)]
+    );
     log.trim(Position(18)).await.unwrap();
     assert_eq!(kinds(read(&log, 16).await), []);
     assert_eq!(kinds(read(&log, 11).await), [(11, true)]);

@@ -14,7 +14,10 @@ async fn a_trim_beyond_the_end_is_refused_and_one_below_it_says_what_it_achieved
     assert!(
         matches!(
             beyond,
-            Err(TrimError::BeyondEnd { asked: Position(7), end: Position(6) })
+            Err(TrimError::BeyondEnd {
+                asked: Position(7),
+                end: Position(6)
+            })
         ),
         "{beyond:?}"
     );
@@ -54,5 +57,8 @@ async fn a_fill_by_hand_ends_a_hole_and_spares_what_is_there() {
     let filled = log.fill(Position(1)).await.unwrap();
     assert_eq!(filled.kind, Kind::Junk { term: Term(0) });
     let beyond = log.fill(Position(2)).await;
-    assert!(matches!(beyond, Err(TrimError::BeyondEnd { .. })), "{beyond:?}");
+    assert!(
+        matches!(beyond, Err(TrimError::BeyondEnd { .. })),
+        "{beyond:?}"
+    );
 }
