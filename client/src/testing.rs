@@ -88,7 +88,6 @@ impl Gate {
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) server: String,
-    pub(crate) term: Term,
     pub(crate) request: Request,
 }
 
@@ -164,7 +163,7 @@ impl Cluster {
             acceptances: vec![],
         };
         let sequencers = [
-            Sequencer::serving(layout.sequencer.clone(), decided.clone()),
+            Sequencer::serving(layout.sequencer.clone(), &decided),
             Sequencer::blank(layout.standbys[0].clone()),
         ];
         let state = State {
@@ -349,7 +348,6 @@ impl Cluster {
             .find_map(|rule| rule(&server, &head.request));
         state.seen.push(Seen {
             server,
-            term: head.term,
             request: head.request.clone(),
         });
         fault

@@ -15,6 +15,7 @@ fn writer(cluster: &Cluster) -> (Log, Map) {
     (log, map)
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "it is what reads answer")]
 fn found(value: &str, version: u64) -> Option<Versioned> {
     Some(Versioned {
         value: Bytes::copy_from_slice(value.as_bytes()),
