@@ -151,6 +151,9 @@ async fn above_the_settled_mark_only_the_tail_is_asked() {
     for _ in 0..4 {
         let entry = careful.read(Position(4)).await.unwrap();
         assert_eq!(entry.kind, Kind::Unwritten);
+        let both = Span::new(Position(3), Position(5));
+        let kinds = careful.read_range(both).await.unwrap();
+        assert_eq!((kinds.len(), &kinds[1].kind), (2, &Kind::Unwritten));
     }
     gate.open();
     writing.await.unwrap().unwrap();
