@@ -294,7 +294,7 @@ impl Unit {
                     Answer::Data(head) => head.term <= term,
                     Answer::Junk { term: decided, .. } => *decided <= term,
                     Answer::Trimmed(_) => true,
-                    Answer::Unwritten(_) | Answer::Unknown(_) => !is_old,
+                    Answer::Unwritten(_) | Answer::Unknown(_) | Answer::Damaged(_) => !is_old,
                 };
                 let full = !answers.is_empty() && payload.len() >= bytes_max as usize;
                 if !is_said || full {

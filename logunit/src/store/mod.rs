@@ -518,7 +518,7 @@ impl Storage for Store {
             }
             at = held;
         }
-        at.min(stripes.span.end.max(stripes.span.start))
+        stripes.span.end.max(from)
     }
 
     fn held(&self, from: Position, count_max: usize) -> Vec<Held> {

@@ -177,7 +177,7 @@ impl MapState {
     ) -> Outcome {
         let mut entry = self.entries.entry(key);
         let found = match &mut entry {
-            Entry::Occupied(found) => Some(&*found.get()),
+            Entry::Occupied(found) => Some(found.get()),
             Entry::Vacant(_) => None,
         };
         if !expect.holds(found) {
@@ -185,8 +185,12 @@ impl MapState {
             return Outcome::Conflict { found };
         }
         match (entry, value) {
-            (entry, Some(value)) => {
-                entry.insert_entry((value, position));
+            (Entry::Occupied(mut found), Some(value)) => {
+                found.insert((value, position));
+                Outcome::Put
+            }
+            (Entry::Vacant(free), Some(value)) => {
+                free.insert((value, position));
                 Outcome::Put
             }
             (Entry::Occupied(found), None) => {
