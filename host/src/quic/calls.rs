@@ -76,6 +76,7 @@ struct Slot {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Slots are few and reused: a box per reply would cost more.
 enum Phase {
     Free,
     Waiting(Waker),
@@ -264,7 +265,7 @@ impl Room {
     /// Sends `request` and waits for its reply until `deadline`.
     pub(super) fn exchange(self, request: Request, deadline: Moment) -> Exchange {
         Exchange {
-            step: Step::Queue(self, Box::new(request)),
+            step: Step::Queue(self, request),
             deadline,
         }
     }
@@ -284,8 +285,9 @@ pub(super) struct Exchange {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // It is made once per call and not moved: a box would cost more.
 enum Step {
-    Queue(Room, Box<Request>),
+    Queue(Room, Request),
     Wait(Arc<Lane>, u64),
     Done,
 }
@@ -298,24 +300,24 @@ impl Future for Exchange {
             Step::Queue(mut room, request) => {
                 let lane = room.0.clone();
                 let charge = mem::take(&mut room.1);
-                match lane.queue(*request, charge, self.deadline, context.waker()) {
+                match lane.queue(request, charge, self.deadline, context.waker()) {
                     Ok(id) => {
                         self.step = Step::Wait(lane, id);
                         Poll::Pending
                     }
                     Err(outcome) => {
                         lane.release(charge as usize);
-                        Poll::Ready(outcome)
+                        Poll::Ready(*outcome)
                     }
                 }
             }
-            Step::Wait(lane, id) => match lane.poll_outcome(id, context.waker()) {
-                Some(outcome) => Poll::Ready(outcome),
-                None => {
+            Step::Wait(lane, id) => {
+                let outcome = lane.poll_outcome(id, context.waker());
+                if outcome.is_none() {
                     self.step = Step::Wait(lane, id);
-                    Poll::Pending
                 }
-            },
+                outcome.map_or(Poll::Pending, Poll::Ready)
+            }
             Step::Done => Poll::Pending,
         }
     }
@@ -336,11 +338,11 @@ impl Lane {
         charge: u32,
         deadline: Moment,
         waker: &Waker,
-    ) -> Result<u64, Outcome> {
+    ) -> Result<u64, Box<Outcome>> {
         let mut state = self.state();
         let state = &mut *state;
         if let Some(why) = &state.failed {
-            return Err(Outcome::NotSent(why.clone()));
+            return Err(Outcome::NotSent(why.clone()).into());
         }
         let index = match state.free.pop() {
             Some(index) => index,
@@ -356,7 +358,7 @@ impl Lane {
             }
             None => {
                 let why = format!("{CALLS_MAX} calls are in flight; wait for replies");
-                return Err(Outcome::NotSent(why.into()));
+                return Err(Outcome::NotSent(why.into()).into());
             }
         };
         let slot = &mut state.slots[index as usize];
@@ -366,7 +368,7 @@ impl Lane {
         let head = RequestHead { id, ..request.head };
         if let Err(error) = state.queue.push(&head, &request.payload) {
             state.free.push(index);
-            return Err(Outcome::Protocol(error.to_string()));
+            return Err(Outcome::Protocol(error.to_string()).into());
         }
         slot.charge = charge;
         slot.end = state.queue.queued();
@@ -484,7 +486,9 @@ mod tests {
         let mut parts = vec![];
         lane.take(&mut parts).await.unwrap();
         let mut arrived = Payload::new();
-        parts.into_iter().for_each(|part| arrived.push(part));
+        for part in parts {
+            arrived.push(part);
+        }
         let mut ids = vec![];
         while let Some(frame) = Frame::take_from(&mut arrived).unwrap() {
             ids.push(frame.decode::<RequestHead>().unwrap().id);
@@ -501,14 +505,14 @@ mod tests {
     async fn a_late_reply_reaches_nobody() {
         let lane = Arc::new(Lane::new(1 << 20));
         let first = start(&lane, 10, 1_000);
-        let late = ids(&lane).await[0];
+        let old = ids(&lane).await[0];
         first.abort();
         assert!(first.await.unwrap_err().is_cancelled());
 
         let second = start(&lane, 10, 1_000);
         let right = ids(&lane).await[0];
-        assert_eq!(late & 0xfffff, right & 0xfffff);
-        deliver(&lane, [answer(late), answer(77)]);
+        assert_eq!(old & 0xfffff, right & 0xfffff);
+        deliver(&lane, [answer(old), answer(77)]);
         deliver(&lane, [answer(right)]);
         let Outcome::Reply(response) = second.await.unwrap() else {
             panic!("no reply");
