@@ -491,7 +491,16 @@ fn frame_bytes(request: &Request) -> Result<usize, DecodeError> {
 fn outcome(outcome: Outcome, peer: &Peer, within: Duration) -> Result<Response, CallError> {
     let peer = || peer.to_string();
     match outcome {
-        Outcome::Reply(response) => Ok(response),
+        Outcome::Reply(frame) => match frame.decode::<ReplyHead>() {
+            Ok(ReplyHead { id: _, reply }) => {
+                let payload = frame.payload;
+                Ok(Response { reply, payload })
+            }
+            Err(error) => Err(CallError::Protocol {
+                peer: peer(),
+                why: format!("the reply cannot be read: {error}; use programs of one version"),
+            }),
+        },
         Outcome::NotSent(why) => Err(CallError::NotSent {
             peer: peer(),
             why: why.to_string(),
@@ -831,8 +840,8 @@ async fn replies_until_the_end(
         }
         loop {
             match Frame::take_from(&mut arrived) {
-                Ok(Some(frame)) => match outcome_of(frame) {
-                    Some(outcome) => outcomes.push(outcome),
+                Ok(Some(frame)) => match id_of(&frame) {
+                    Some(id) => outcomes.push((id, Outcome::Reply(frame))),
                     None => return malformed(link, "a reply without an id"),
                 },
                 Ok(None) => break,
@@ -848,20 +857,7 @@ fn malformed(link: &Link, why: &str) -> String {
     format!("the server sent what is no reply: {why}")
 }
 
-fn outcome_of(frame: Frame) -> Option<(u64, Outcome)> {
-    match frame.decode::<ReplyHead>() {
-        Ok(ReplyHead { id, reply }) => {
-            let payload = frame.payload;
-            Some((id, Outcome::Reply(Response { reply, payload })))
-        }
-        Err(error) => {
-            let why = format!("the reply cannot be read: {error}; use programs of one version");
-            Some((id_of(&frame)?, Outcome::Protocol(why)))
-        }
-    }
-}
-
-/// The id of a head that is no message: both kinds of head start with it.
+/// The id of a head, whatever the rest of it is: both kinds of head start with it.
 fn id_of(frame: &Frame) -> Option<u64> {
     let (version, head) = frame.head.split_first()?;
     if *version != FORMAT_VERSION {

@@ -4,9 +4,7 @@ use std::collections::VecDeque;
 use std::net::UdpSocket;
 use std::task::Waker;
 
-use milonga_wire::{
-    ClusterId, Position, Reply, Request as Asked, Role, Term, UnitReply, UnitRequest,
-};
+use milonga_wire::{ClusterId, Reply, Request as Asked, Role, Term, UnitReply, UnitRequest};
 use proptest::prelude::*;
 
 use super::*;
@@ -973,12 +971,16 @@ fn the_whole_stack_runs_over_a_simulated_socket_and_repeats() {
     assert_eq!(first, simulated(&cluster));
 }
 
+/// A newer server may answer what an older client cannot read: that call fails, and no other.
 #[test]
-fn the_answer_to_a_settled_mark_is_a_reply_like_any_other() {
-    let head = ReplyHead {
-        id: 3,
-        reply: Ok(Reply::Unit(UnitReply::Settled(Position(9)))),
+fn a_reply_that_cannot_be_read_fails_its_own_call() {
+    let to = Peer {
+        name: None,
+        address: "u:1".parse().unwrap(),
+        kind: PeerKind::Any,
     };
-    let frame = Frame::new(&head, Payload::new()).unwrap();
-    assert!(matches!(outcome_of(frame), Some((3, Outcome::Reply(_)))));
+    let unknown = Frame::new(&(3_u64, 9_u8), Payload::new()).unwrap();
+    assert_eq!(id_of(&unknown), Some(3));
+    let failed = outcome(Outcome::Reply(unknown), &to, LONG);
+    assert!(matches!(failed, Err(CallError::Protocol { .. })));
 }
