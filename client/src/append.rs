@@ -632,3 +632,6 @@ fn run_length(records: &[Bytes], records_max: usize) -> usize {
     });
     fits.count().max(1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use milonga_host::Host;
+use milonga_host::{Host, Moment};
+use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{
     Address, Caller, Chain, ConfirmedEnd, Decided, Layout, LayoutRequest, Position, Report, Role,
     SequencerReply, SequencerRequest, Session, Span, StreamId, StreamLink, Term,
@@ -57,6 +58,8 @@ pub(crate) struct Shared {
     mending: tokio::sync::Mutex<()>,
     /// How many attempts to mend have ended.
     mended: AtomicU64,
+    /// When this client last reported a server it suspects.
+    suspected: Mutex<Option<Moment>>,
     pub(crate) turns: AtomicU64,
 }
 
@@ -81,6 +84,7 @@ impl Log {
             latency_us: AtomicU64::new(2_000),
             mending: tokio::sync::Mutex::new(()),
             mended: AtomicU64::new(0),
+            suspected: Mutex::new(None),
             turns: AtomicU64::new(0),
         };
         Self {
@@ -311,12 +315,12 @@ impl Log {
                     return Ok(());
                 }
                 // The server is in a term that nobody has decided yet, or whose decision has not reached us.
-                self.mend(patience, term).await;
+                self.mend(patience, term, &failure).await;
             }
-            (Next::Mend | Next::Restore, _) => self.mend(patience, term).await,
+            (Next::Mend | Next::Restore, _) => self.mend(patience, term, &failure).await,
             (Next::Again, _) => {
                 if patience.waited() > self.options.call {
-                    self.mend(patience, term).await;
+                    self.mend(patience, term, &failure).await;
                 }
             }
         }
@@ -340,7 +344,7 @@ impl Log {
     /// Reads the newest layout; if it is still that of `term`, and this client may, finishes or replaces it. One at a
     /// time: who waited for another's attempt tries its own operation again first. Gives up when `patience` ends; whatever
     /// was done by then stands, and the next one goes on from there.
-    async fn mend(&self, patience: &Patience, term: Term) {
+    async fn mend(&self, patience: &Patience, term: Term, failure: &Failure) {
         let limit = patience.left().max(self.options.call);
         let mended = self.shared.mended.load(Ordering::Relaxed);
         let attempt = async {
@@ -348,7 +352,7 @@ impl Log {
             if self.is_newer_than(term) || self.shared.mended.load(Ordering::Relaxed) != mended {
                 return;
             }
-            if let Err(error) = self.look_and_mend(term).await {
+            if let Err(error) = self.look_and_mend(term, failure).await {
                 tracing::debug!(%error, "could not mend");
             }
             self.shared.mended.fetch_add(1, Ordering::Relaxed);
@@ -358,9 +362,18 @@ impl Log {
         }
     }
 
-    async fn look_and_mend(&self, term: Term) -> Result<(), reconfigure::ChangeError> {
+    /// Who may not mend reports the server that gave `failure`.
+    async fn look_and_mend(
+        &self,
+        term: Term,
+        failure: &Failure,
+    ) -> Result<(), reconfigure::ChangeError> {
         self.shared.layouts.read().await?;
-        if self.is_newer_than(term) || !self.options.mend || !self.may(Role::Control) {
+        if self.is_newer_than(term) {
+            return Ok(());
+        }
+        if !self.options.mend || !self.may(Role::Control) {
+            self.suspect(failure).await;
             return Ok(());
         }
         reconfigure::mend(self, "a server was restarted, or a term was left half done").await?;
@@ -402,6 +415,30 @@ impl Log {
         !has.is_server() && has >= role
     }
 
+    /// Reports the server that gave `failure`, at most once in the time of a call: the caretakers look for themselves.
+    async fn suspect(&self, failure: &Failure) {
+        let now = self.shared.host.clock.now();
+        let Some(server) = failure.server().filter(|_| self.may(Role::Writer)) else {
+            return;
+        };
+        {
+            let mut suspected = self
+                .shared
+                .suspected
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if suspected.is_some_and(|last| now.since(last) < self.options.call) {
+                return;
+            }
+            *suspected = Some(now);
+        }
+        let mut why = failure.to_string();
+        while why.len() > TEXT_BYTES_MAX {
+            why.pop();
+        }
+        self.report(Report::Suspect { server, why }).await;
+    }
+
     /// Tells the layout servers what this client saw and may not mend; nobody waits for it to be believed.
     pub(crate) async fn report(&self, report: Report) {
         let Some(decided) = self.shared.layouts.known() else {
@@ -441,3 +478,6 @@ impl Log {
         span.intersect(Span::new(Position::FIRST, end))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -339,3 +339,6 @@ fn data(head: milonga_wire::EntryHead, payload: Payload) -> Entry {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

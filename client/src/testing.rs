@@ -29,8 +29,8 @@ use crate::log::Log;
 use crate::options::Options;
 use crate::reconfigure;
 
-/// What one way through the network takes.
-const LATENCY: Duration = Duration::from_micros(100);
+/// What one way through the network takes: what tokio's paused clock can tell apart.
+const LATENCY: Duration = Duration::from_millis(1);
 const CLUSTER: ClusterId = ClusterId([9; 16]);
 
 /// What happens to a request.

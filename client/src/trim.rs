@@ -188,3 +188,6 @@ impl Log {
         matches!(entry.kind, Kind::Junk { .. })
     }
 }
+
+#[cfg(test)]
+mod tests;
