@@ -12,7 +12,7 @@ use milonga_wire::{Position, Role};
 
 use super::cluster::{Cluster, Shape, log};
 use super::workload::{Client, ClientMachine, Workload};
-use crate::history::History;
+use crate::history::{History, Operation, Seen};
 use crate::invariants;
 use crate::sim::nemesis::Nemesis;
 use crate::sim::{Profile, World};
@@ -21,6 +21,9 @@ use crate::sim::{Profile, World};
 const RECOVERY_MAX: Duration = Duration::from_secs(120);
 /// Longer than any operation of a client goes on.
 const QUIET: Duration = Duration::from_secs(60);
+
+/// How many positions the audit reads at a time.
+const PAGE: u64 = 256;
 
 /// Plays it.
 pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
@@ -66,11 +69,27 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
         nemesis.stop().await;
         workload.stop.store(true, Ordering::Relaxed);
         world.clock().sleep(QUIET).await;
+        let auditors = workload.processes.load(Ordering::Relaxed);
         audit(&world, &workload, &cluster).await;
-        for violation in invariants::check(&workload.history.operations()) {
+        let history = workload.history.operations();
+        for violation in invariants::check(&history) {
+            world.violation(violation);
+        }
+        for violation in open_ends(&history, auditors) {
             world.violation(violation);
         }
     })
+}
+
+/// Positions below the end that the audit could not tell: every process runs and no disk has lied, so whatever a crash
+/// left behind is restored or filled by now.
+fn open_ends(history: &[Operation], auditors: u64) -> Vec<String> {
+    let audits = history.iter().filter(|read| read.client >= auditors);
+    audits
+        .flat_map(Operation::seen)
+        .filter(|(_, seen)| matches!(seen, Seen::Unknown | Seen::Unwritten))
+        .map(|(position, seen)| format!("position {position} is still {seen:?} in the audit"))
+        .collect()
 }
 
 /// A control client that was never there before makes the cluster serve again, appends, and reads everything; a reader
@@ -89,9 +108,13 @@ async fn audit(world: &World, workload: &Workload, cluster: &Cluster) {
             return world.violation(format!("{name}: no end after {RECOVERY_MAX:?} of calm"));
         };
         auditor.append(1, &[]).await;
+        let Some(end) = auditor.end().await.map(|later| later.max(end)) else {
+            return world.violation(format!("{name}: no end after an append"));
+        };
         let mut from = Position::FIRST;
         while from < end {
-            let Some(next) = auditor.read_from(from, end.since(from)).await else {
+            let count = end.since(from).min(PAGE);
+            let Some(next) = auditor.read_from(from, count).await else {
                 return world.violation(format!("{name}: position {from} cannot be read"));
             };
             from = next;
