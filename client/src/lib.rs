@@ -20,6 +20,7 @@ mod append;
 mod calls;
 mod chain;
 mod config;
+mod connect;
 mod entry;
 mod follow;
 mod layouts;
@@ -37,6 +38,7 @@ mod trouble;
 
 pub use append::{AppendError, Appended, Producer};
 pub use config::{ClusterConfig, ConfigError};
+pub use connect::ConnectError;
 pub use entry::{Entry, Kind as EntryKind};
 pub use follow::Follower;
 pub use log::{End, Log};

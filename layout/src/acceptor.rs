@@ -408,4 +408,8 @@ fn boxed(decided: &Arc<Decided>) -> Box<Decided> {
 
 #[cfg(test)]
 #[path = "acceptor_tests.rs"]
-mod tests;
+pub(crate) mod tests;
+
+#[cfg(test)]
+#[path = "agreement_tests.rs"]
+mod agreement;

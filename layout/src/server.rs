@@ -292,3 +292,7 @@ impl Metrics {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -368,4 +368,4 @@ fn read_file<T: DeserializeOwned>(
 
 #[cfg(test)]
 #[path = "store_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -12,3 +12,4 @@ pub mod unit;
 pub use config::{Config, InvalidConfig, Node, Settings};
 pub use memory_store::MemoryStore;
 pub use server::Server;
+pub mod store;

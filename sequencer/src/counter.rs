@@ -3,10 +3,10 @@
 //! Pure: no clock, no network, no randomness. `server.rs` asks the layout servers and hands in what they decided.
 //! No disk anywhere: a process start begins without a term of its own, and issues nothing (H6).
 //!
-//! - S3 Positions are issued only between a bootstrap in a term and the end of that term, each at most once in it.
-//! - S4 The term never falls, and nothing is issued below it. A seal of the term it is in changes nothing.
-//! - S5 Only a decided layout that names this very process start begins a term, with the tails of one driver, whole.
-//! - S6 A term more than one above its own is believed only once the layout servers showed it, so no request can carry
+//! - Q3 Positions are issued only between a bootstrap in a term and the end of that term, each at most once in it.
+//! - Q4 The term never falls, and nothing is issued below it. A seal of the term it is in changes nothing.
+//! - Q5 Only a decided layout that names this very process start begins a term, with the tails of one driver, whole.
+//! - Q6 A term more than one above its own is believed only once the layout servers showed it, so no request can carry
 //!   the counter to a term that no one will reach.
 //!
 //! Sources: CORFU (NSDI '12), "The CORFU Sequencer"; Tango (SOSP '13), "Streaming CORFU".
@@ -198,10 +198,10 @@ impl Counter {
     }
 
     /// Ends every term below `term`, and says the next position it would have issued. Idempotent, since the reply may
-    /// be lost: sealing the term it serves does not stop it (S4).
+    /// be lost: sealing the term it serves does not stop it (Q4).
     ///
     /// # Errors
-    /// [`Refusal::StaleTerm`] if a later term was sealed or begun. [`Refusal::TermJump`] (S6): ask the layout servers
+    /// [`Refusal::StaleTerm`] if a later term was sealed or begun. [`Refusal::TermJump`] (Q6): ask the layout servers
     /// for the newest decided layout, hand it to [`Counter::note_decided`], and seal again.
     pub fn seal(&mut self, term: Term) -> Result<Option<Position>, Refusal> {
         if term < self.term {
@@ -323,7 +323,7 @@ impl Counter {
         }
     }
 
-    /// Whether `term` skips terms, so that the layout servers must show it first (S6).
+    /// Whether `term` skips terms, so that the layout servers must show it first (Q6).
     pub fn jumps(&self, term: Term) -> bool {
         term > self.term.next()
     }
@@ -338,7 +338,7 @@ impl Counter {
         Ok(())
     }
 
-    /// S5.
+    /// Q5.
     fn check_layout(&self, term: Term, decided: &Decided) -> Result<(), Refusal> {
         let layout = &decided.layout;
         if layout.cluster != self.cluster {
@@ -391,7 +391,7 @@ impl Counter {
 
     /// Ends all terms below `term`.
     fn raise(&mut self, term: Term) {
-        debug_assert!(term >= self.term, "S4");
+        debug_assert!(term >= self.term, "Q4");
         if term > self.term || matches!(self.state, State::Blank) {
             self.state = State::Sealed(self.next());
             self.term = term;
@@ -433,7 +433,7 @@ impl Counter {
         let Some(decided) = self.newest.clone() else {
             return false;
         };
-        debug_assert_eq!(decided.layout.term, self.term, "S5");
+        debug_assert_eq!(decided.layout.term, self.term, "Q5");
         if let Some(driver) = self.drivers.remove(index) {
             self.state = State::Serving(Serving {
                 next: start,

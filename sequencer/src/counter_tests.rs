@@ -121,7 +121,7 @@ fn before(counter: &mut Counter, term: u64, number: u8) -> Before {
     token.streams[0].before.clone()
 }
 
-/// S3; CORFU (NSDI '12), "The CORFU Sequencer".
+/// Q3; CORFU (NSDI '12), "The CORFU Sequencer".
 #[test]
 fn positions_follow_one_another_from_the_start_of_the_open_segment() {
     let mut counter = serving(1, 40);
@@ -135,7 +135,7 @@ fn positions_follow_one_another_from_the_start_of_the_open_segment() {
     assert_eq!(links, [known(&[]), known(&[42, 41, 40])]);
 }
 
-/// S3, H6, H8: a process start without a bootstrap issues nothing, and every other term is told from its own by type.
+/// Q3, H6, H8: a process start without a bootstrap issues nothing, and every other term is told from its own by type.
 #[test]
 fn nothing_is_issued_before_a_bootstrap_or_in_another_term() {
     let mut fresh = counter();
@@ -167,7 +167,7 @@ fn nothing_is_issued_before_a_bootstrap_or_in_another_term() {
     assert_eq!(first(&mut serving, 5), Ok(Position(0)));
 }
 
-/// S4: the seal ends the terms below it and says where they stood; its repetition says the same.
+/// Q4: the seal ends the terms below it and says where they stood; its repetition says the same.
 #[test]
 fn a_seal_ends_lower_terms_and_remembers_the_counter() {
     let mut counter = serving(1, 0);
@@ -191,7 +191,7 @@ fn a_seal_ends_lower_terms_and_remembers_the_counter() {
     ));
 }
 
-/// S4: the answer to a seal gets lost, the layout is decided, and the seal comes again behind the bootstrap.
+/// Q4: the answer to a seal gets lost, the layout is decided, and the seal comes again behind the bootstrap.
 #[test]
 fn a_late_seal_of_the_term_it_serves_does_not_stop_it() {
     let mut counter = serving(1, 0);
@@ -205,7 +205,7 @@ fn a_late_seal_of_the_term_it_serves_does_not_stop_it() {
     assert_eq!(first(&mut counter, 2), Ok(Position(10)));
 }
 
-/// S4: a driver that was overtaken cannot bring an ended term back.
+/// Q4: a driver that was overtaken cannot bring an ended term back.
 #[test]
 fn a_bootstrap_below_a_seal_is_refused() {
     let mut counter = serving(1, 0);
@@ -222,7 +222,7 @@ fn a_bootstrap_below_a_seal_is_refused() {
     );
 }
 
-/// S6: a hostile or confused seal of the largest term must not leave the counter where no term can ever reach it.
+/// Q6: a hostile or confused seal of the largest term must not leave the counter where no term can ever reach it.
 #[test]
 fn a_seal_that_skips_terms_is_believed_only_of_what_was_decided() {
     let jump = |current| {
@@ -266,7 +266,7 @@ fn a_decided_later_layout_ends_the_term() {
     assert_eq!(counter.term(), Term(7));
 }
 
-/// S5, H6: only a layout that names this very process start begins a term.
+/// Q5, H6: only a layout that names this very process start begins a term.
 #[test]
 fn a_layout_that_names_another_sequencer_or_process_start_is_refused() {
     let refused = |change: fn(&mut Decided)| {
@@ -301,7 +301,7 @@ fn a_layout_that_names_another_sequencer_or_process_start_is_refused() {
     ));
 }
 
-/// S5, H20: a decision is checked against the one before it where that is known.
+/// Q5, H20: a decision is checked against the one before it where that is known.
 #[test]
 fn a_layout_without_the_acceptances_that_decide_it_is_refused() {
     let mut counter = serving(1, 0);
@@ -314,7 +314,7 @@ fn a_layout_without_the_acceptances_that_decide_it_is_refused() {
     assert_eq!(first(&mut counter, 1), Ok(Position(0)));
 }
 
-/// S5: pages of one driver add up, whatever order they come in and however often; another driver's do not.
+/// Q5: pages of one driver add up, whatever order they come in and however often; another driver's do not.
 #[test]
 fn the_first_driver_whose_pages_are_whole_wins() {
     let mut counter = counter();
@@ -341,7 +341,7 @@ fn the_first_driver_whose_pages_are_whole_wins() {
     assert_eq!(first(&mut counter, 0), Ok(Position(1)), "it went on");
 }
 
-/// S5: the tails of two drivers are never mixed, and what half a driver sent is forgotten with its term.
+/// Q5: the tails of two drivers are never mixed, and what half a driver sent is forgotten with its term.
 #[test]
 fn a_new_term_begins_without_the_pages_of_the_one_before() {
     let mut counter = serving(1, 0);
@@ -386,7 +386,7 @@ fn half_received_bootstraps_are_few() {
     );
 }
 
-/// S1, S5: tails carry over, and what the driver did not know stays unknown (H39).
+/// Q1, Q5: tails carry over, and what the driver did not know stays unknown (H39).
 #[test]
 fn streams_go_on_from_their_tails() {
     let mut counter = counter();
@@ -406,7 +406,7 @@ fn streams_go_on_from_their_tails() {
     assert_eq!(before(&mut counter, 0, 3), Before::Unknown, "one is not K");
 }
 
-/// S1, H39.
+/// Q1, H39.
 #[test]
 fn after_an_incomplete_bootstrap_an_unlisted_stream_is_unknown() {
     let mut counter = counter();
@@ -420,7 +420,7 @@ fn after_an_incomplete_bootstrap_an_unlisted_stream_is_unknown() {
     assert_eq!(before(&mut counter, 0, 2), Before::Unknown);
 }
 
-/// S1, S2: more tails than the table holds make it incomplete.
+/// Q1, Q2: more tails than the table holds make it incomplete.
 #[test]
 fn tails_beyond_the_table_are_unknown() {
     let mut counter = Counter::new(CLUSTER, identity(), INCARNATION, 2);
@@ -495,7 +495,7 @@ fn a_request_over_a_bound_is_refused_and_issues_nothing() {
     assert_eq!(first(&mut counter, 0), Ok(Position(0)));
 }
 
-/// S3: at the largest position the counter stops; it does not start again from 0.
+/// Q3: at the largest position the counter stops; it does not start again from 0.
 #[test]
 fn the_counter_does_not_overflow() {
     let mut counter = serving(0, u64::MAX - 2);

@@ -203,15 +203,15 @@ fn bootstrapped() -> Reply {
     Reply::Sequencer(SequencerReply::Bootstrapped { serving: true })
 }
 
-fn end_at(end: u64) -> Result<Reply, Refusal> {
-    Ok(Reply::Sequencer(SequencerReply::End {
+fn end_at(end: u64) -> Reply {
+    Reply::Sequencer(SequencerReply::End {
         end: Position(end),
         term: Term(0),
         streams: vec![],
-    }))
+    })
 }
 
-/// H2; design: an end needs a majority's word that the term still stands, and no more than that.
+/// H2: an end needs a majority's word that the term still stands, and no more than that.
 #[tokio::test(start_paused = true)]
 async fn the_end_is_told_once_a_majority_confirmed_the_term() {
     let fixture = Fixture::serving().await;
@@ -227,7 +227,7 @@ async fn the_end_is_told_once_a_majority_confirmed_the_term() {
 
     calls.remove(1).confirm();
     assert!(fixture.calls().await.is_empty());
-    assert_eq!(end.try_recv().unwrap(), end_at(1));
+    assert_eq!(end.try_recv().unwrap(), Ok(end_at(1)));
 }
 
 /// H43: whoever asks while a round runs waits for the next; who waits together is served together.
@@ -243,13 +243,13 @@ async fn a_round_serves_only_those_who_asked_before_it_began() {
     round.into_iter().for_each(Asked::confirm);
     let next = fixture.calls().await;
 
-    assert_eq!(first.try_recv().unwrap(), end_at(0));
+    assert_eq!(first.try_recv().unwrap(), Ok(end_at(0)));
     assert!(second.try_recv().is_err() && third.try_recv().is_err());
     assert_eq!(next.len(), 3, "one round for both");
     next.into_iter().for_each(Asked::confirm);
     assert!(fixture.calls().await.is_empty());
-    assert_eq!(second.try_recv().unwrap(), end_at(0));
-    assert_eq!(third.try_recv().unwrap(), end_at(0));
+    assert_eq!(second.try_recv().unwrap(), Ok(end_at(0)));
+    assert_eq!(third.try_recv().unwrap(), Ok(end_at(0)));
 }
 
 /// The counter is read after the round: positions issued meanwhile lie below the end.
@@ -262,7 +262,7 @@ async fn the_end_is_at_or_above_what_was_issued_while_it_was_confirmed() {
     fixture.take_token(0);
     round.into_iter().for_each(Asked::confirm);
 
-    assert_eq!(end.await.unwrap(), end_at(2));
+    assert_eq!(end.await.unwrap(), Ok(end_at(2)));
 }
 
 /// H2: a layout server that accepted a later layout does not confirm; without a majority nothing is told.
@@ -340,7 +340,7 @@ async fn too_few_answers_in_time_leave_the_end_unconfirmed() {
     fixture.calls().await.into_iter().for_each(Asked::confirm);
     assert_eq!(
         again.await.unwrap(),
-        end_at(0),
+        Ok(end_at(0)),
         "the next round is a new one"
     );
 }
@@ -368,7 +368,7 @@ async fn questions_for_the_end_are_bounded() {
     assert!(matches!(refusal, Refusal::Busy { .. }));
 }
 
-/// S6: the layout servers of the configuration are asked first, then those that they name.
+/// Q6: the layout servers of the configuration are asked first, then those that they name.
 #[tokio::test(start_paused = true)]
 async fn a_seal_that_skips_terms_waits_for_the_layout_servers() {
     let fixture = Fixture::new();
@@ -390,7 +390,7 @@ async fn a_seal_that_skips_terms_waits_for_the_layout_servers() {
     assert_eq!(fixture.sequencer.shared.counter().term(), Term(9));
 }
 
-/// S6: the largest term cannot be sealed into a fresh sequencer, and one that cannot be checked can be tried again.
+/// Q6: the largest term cannot be sealed into a fresh sequencer, and one that cannot be checked can be tried again.
 #[tokio::test(start_paused = true)]
 async fn a_seal_that_skips_terms_nobody_decided_changes_nothing() {
     let fixture = Fixture::new();

@@ -2,9 +2,9 @@
 //!
 //! Pure. What is dropped is remembered as dropped, never as empty.
 //!
-//! - S1 A stream is answered with fewer than K positions only if there were never more: whatever the table did not see
+//! - Q1 A stream is answered with fewer than K positions only if there were never more: whatever the table did not see
 //!   from the stream's start is [`Before::Unknown`] until K later positions are known.
-//! - S2 The table never holds more than its limit; the stream used least recently leaves first.
+//! - Q2 The table never holds more than its limit; the stream used least recently leaves first.
 //!
 //! Source: Balakrishnan et al., *Tango* (SOSP '13), "Streaming CORFU".
 
@@ -164,7 +164,7 @@ impl Streams {
         };
         self.index.insert(stream, index);
         self.link_newest(index);
-        debug_assert!(self.index.len() as u64 <= u64::from(self.count_max), "S2");
+        debug_assert!(self.index.len() as u64 <= u64::from(self.count_max), "Q2");
         index
     }
 
@@ -174,7 +174,7 @@ impl Streams {
         debug_assert_ne!(oldest, RING, "a full table has an oldest stream");
         self.unlink(oldest);
         self.index.remove(&self.nodes[oldest as usize].stream);
-        self.complete = false; // S1: what is dropped is not empty.
+        self.complete = false; // Q1: what is dropped is not empty.
         oldest
     }
 
@@ -208,7 +208,7 @@ mod tests {
         Before::Known(positions.iter().map(|p| Position(*p)).collect())
     }
 
-    /// S1, for a stream seen from its start.
+    /// Q1, for a stream seen from its start.
     #[test]
     fn a_stream_remembers_its_last_positions_newest_first() {
         let mut streams = Streams::new(10, true);
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(streams.before(stream(1)), known(&[119, 118, 117, 116]));
     }
 
-    /// S1, H39: two positions known after an unknown past do not make a stream of two entries.
+    /// Q1, H39: two positions known after an unknown past do not make a stream of two entries.
     #[test]
     fn an_unknown_past_stays_unknown_until_k_later_positions_are_known() {
         let mut streams = Streams::new(10, false);
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(streams.before(stream(2)), known(&[7, 6, 5, 4]));
     }
 
-    /// S1, S2: a stream dropped from the table is unknown, and so is every one that was never in it.
+    /// Q1, Q2: a stream dropped from the table is unknown, and so is every one that was never in it.
     #[test]
     fn the_stream_used_least_recently_is_dropped_and_unknown_from_then_on() {
         let mut streams = Streams::new(2, true);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     proptest! {
-        /// S1, S2, against the full history of every stream: an answer is the true one, or unknown.
+        /// Q1, Q2, against the full history of every stream: an answer is the true one, or unknown.
         #[test]
         fn an_answer_is_the_whole_truth_or_unknown(
             takes in prop::collection::vec((0_u8..8, 1_u32..7), 1..200),

@@ -1,4 +1,6 @@
 //! Tests that need more than one part of Milonga: the simulator, the model, the invariants and the house rules.
 
+pub mod history;
+pub mod invariants;
 pub mod scenarios;
 pub mod sim;

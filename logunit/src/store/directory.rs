@@ -1,0 +1,261 @@
+//! Whose directory it is, and what the names in it mean.
+
+use std::io::{self, IoSlice};
+
+use milonga_host::{Disk, Random};
+use milonga_wire::{ClusterId, Identity, ServerName};
+
+use super::format::{FORMAT_VERSION, PAGE, array, u32_at};
+use super::scan::read;
+
+pub(super) const IDENTITY: &str = "identity";
+const IDENTITY_NEW: &str = "identity.new";
+/// There while a process has files mapped: found at opening, that process died.
+pub(super) const MAPPING: &str = "mapping";
+/// Made by some file systems.
+const NOT_OURS_TO_MIND: &str = "lost+found";
+
+const MAGIC: [u8; 16] = *b"milonga log unit";
+
+/// Why a directory cannot be opened as this unit's store.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "the directory is in use by another process; stop that one, or give this server a directory of its own"
+    )]
+    InUse,
+    /// It holds something else.
+    #[error(
+        "the directory is no log unit's (it holds `{name}`); give an empty directory, or the right one"
+    )]
+    NotAStore {
+        /// A name in it.
+        name: String,
+    },
+    /// Another cluster's.
+    #[error(
+        "the directory belongs to cluster {found}, expected {expected}; use the right configuration, or an empty directory"
+    )]
+    OtherCluster {
+        /// The cluster it belongs to.
+        found: ClusterId,
+        /// The cluster that was asked for.
+        expected: ClusterId,
+    },
+    /// Another server's.
+    #[error(
+        "the directory belongs to server `{found}`, expected `{expected}`; use the right name, or an empty directory"
+    )]
+    OtherServer {
+        /// The server it belongs to.
+        found: String,
+        /// The server that was asked for.
+        expected: ServerName,
+    },
+    /// Written by a later version of this program.
+    #[error(
+        "the directory has format version {found}, this program knows up to {known}; use the newer program"
+    )]
+    FromTheFuture {
+        /// The version found.
+        found: u32,
+        /// The newest version known.
+        known: u32,
+    },
+    /// Its identity cannot be read.
+    #[error(
+        "the identity file is damaged; restore it from a copy, or format an empty directory and replace this unit"
+    )]
+    DamagedIdentity,
+    /// An option makes no sense.
+    #[error("{what} is {found}, expected {expected}; correct the configuration")]
+    Option {
+        /// Which.
+        what: &'static str,
+        /// What it was.
+        found: u64,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// The disk refused.
+    #[error("cannot {what}: {error}; check the disk and the permissions of the directory")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        error: io::Error,
+    },
+}
+
+impl OpenError {
+    pub(super) fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Io { what, error }
+    }
+}
+
+/// What a name in the directory means.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum Name {
+    Data(u64),
+    Spare(u64),
+}
+
+impl Name {
+    pub(super) fn of(self) -> String {
+        match self {
+            Self::Data(number) => format!("{number:020}.data"),
+            Self::Spare(number) => format!("{number:020}.spare"),
+        }
+    }
+
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let (number, kind) = name.split_once('.')?;
+        let number = number.parse().ok()?;
+        let parsed = match kind {
+            "data" => Self::Data(number),
+            "spare" => Self::Spare(number),
+            _ => return None,
+        };
+        (parsed.of() == name).then_some(parsed)
+    }
+}
+
+/// What an identity file says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Owned {
+    pub(super) cluster: ClusterId,
+    pub(super) identity: Identity,
+    pub(super) name: String,
+}
+
+impl Owned {
+    fn encode(&self) -> Vec<u8> {
+        let mut page = vec![0; PAGE as usize];
+        page[0..16].copy_from_slice(&MAGIC);
+        page[16..20].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        page[32..48].copy_from_slice(&self.cluster.0);
+        page[48..64].copy_from_slice(&self.identity.0);
+        let name = self.name.as_bytes();
+        page[64] = name.len() as u8;
+        page[65..65 + name.len()].copy_from_slice(name);
+        let sum = crc32fast::hash(&page[24..]);
+        page[20..24].copy_from_slice(&sum.to_le_bytes());
+        page
+    }
+
+    fn decode(page: &[u8]) -> Result<Self, OpenError> {
+        if page.len() != PAGE as usize || page[0..16] != MAGIC {
+            return Err(OpenError::DamagedIdentity);
+        }
+        let version = u32_at(page, 16);
+        if version > FORMAT_VERSION {
+            return Err(OpenError::FromTheFuture {
+                found: version,
+                known: FORMAT_VERSION,
+            });
+        }
+        let name = &page[65..65 + usize::from(page[64])];
+        let name = String::from_utf8(name.to_vec());
+        match name {
+            Ok(name) if u32_at(page, 20) == crc32fast::hash(&page[24..]) => Ok(Self {
+                cluster: ClusterId(array(page, 32)),
+                identity: Identity(array(page, 48)),
+                name,
+            }),
+            Ok(_) | Err(_) => Err(OpenError::DamagedIdentity),
+        }
+    }
+}
+
+/// Reads whose directory it is; none if it is empty (or was left while being formatted).
+pub(super) fn owner(disk: &dyn Disk, names: &[String]) -> Result<Option<Owned>, OpenError> {
+    if names.iter().any(|name| name == IDENTITY) {
+        let file = disk
+            .open(IDENTITY)
+            .map_err(OpenError::io("open the identity file"))?;
+        let page = read(&*file, 0, file.size().min(PAGE) as usize);
+        let page = page.map_err(OpenError::io("read the identity file"))?;
+        return Owned::decode(&page).map(Some);
+    }
+    let foreign = names
+        .iter()
+        .find(|name| *name != IDENTITY_NEW && *name != NOT_OURS_TO_MIND);
+    match foreign {
+        Some(name) => Err(OpenError::NotAStore { name: name.clone() }),
+        None => Ok(None),
+    }
+}
+
+/// The identity of `cluster`'s server `name` in this directory, which is formatted if it is empty.
+pub(super) fn identify(
+    disk: &dyn Disk,
+    names: &[String],
+    cluster: ClusterId,
+    name: &ServerName,
+    random: &Random,
+) -> Result<Identity, OpenError> {
+    let Some(found) = owner(disk, names)? else {
+        return format(disk, names, cluster, name, random);
+    };
+    if found.cluster != cluster {
+        return Err(OpenError::OtherCluster {
+            found: found.cluster,
+            expected: cluster,
+        });
+    }
+    if found.name != name.as_str() {
+        return Err(OpenError::OtherServer {
+            found: found.name,
+            expected: name.clone(),
+        });
+    }
+    Ok(found.identity)
+}
+
+/// Makes an empty directory this server's. Until the last step it stays an empty one.
+fn format(
+    disk: &dyn Disk,
+    names: &[String],
+    cluster: ClusterId,
+    name: &ServerName,
+    random: &Random,
+) -> Result<Identity, OpenError> {
+    let owned = Owned {
+        cluster,
+        identity: Identity(random.id()),
+        name: name.as_str().to_owned(),
+    };
+    let written = || -> io::Result<()> {
+        if names.iter().any(|name| name == IDENTITY_NEW) {
+            disk.remove(IDENTITY_NEW)?;
+        }
+        let file = disk.create(IDENTITY_NEW, PAGE)?;
+        file.write_at(0, &[IoSlice::new(&owned.encode())])?;
+        file.sync()?;
+        disk.rename(IDENTITY_NEW, IDENTITY)?;
+        disk.sync_names()
+    };
+    written().map_err(OpenError::io("format the directory"))?;
+    Ok(owned.identity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_not_written_as_ours_is_not_ours() {
+        for name in [Name::Data(7), Name::Spare(0)] {
+            assert_eq!(Name::parse(&name.of()), Some(name));
+        }
+        for foreign in [
+            "7.data",
+            "00000000000000000007.dat",
+            "identity",
+            "+0000000000000000007.data",
+        ] {
+            assert_eq!(Name::parse(foreign), None);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Prints and verifies a directory that no process has open.

@@ -1,0 +1,591 @@
+//! What the store promises, one sentence at a time.
+
+mod common;
+
+use std::io;
+
+use common::*;
+use milonga_host::MemoryDisk;
+use milonga_host::memory_disk::{Operation, Outcome};
+use milonga_logunit::storage::{Change, CommitError, ReadError, Room, Slot, Storage};
+use milonga_logunit::store::{OpenError, Store};
+use milonga_wire::{Before, Holder, Position, Stripes, Term};
+
+fn fail_syncs(disk: &MemoryDisk) {
+    disk.set_faults(Some(Box::new(|operation| match operation {
+        Operation::Sync { .. } => Outcome::Fail(io::ErrorKind::Other),
+        _ => Outcome::Done,
+    })));
+}
+
+fn data_file(disk: &MemoryDisk) -> String {
+    let names = disk.names();
+    names
+        .into_iter()
+        .find(|name| name.ends_with(".data"))
+        .unwrap()
+}
+
+/// Where in `name` the bytes `needle` stand first.
+fn find(disk: &MemoryDisk, name: &str, needle: &[u8]) -> u64 {
+    let bytes = disk.bytes(name).unwrap();
+    let at = bytes
+        .windows(needle.len())
+        .position(|window| window == needle);
+    at.unwrap() as u64
+}
+
+/// S1.
+#[test]
+fn a_committed_batch_is_durable_and_visible() {
+    let disk = disk(8);
+    let mut store = open(&disk);
+    let batch = [
+        entry(5, 1, 100),
+        Change::Junk {
+            span: span(6, 9),
+            term: Term(2),
+        },
+        Change::Term(Term(3)),
+        Change::Settled(Position(4)),
+        Change::Listed,
+    ];
+    store.commit(&batch).unwrap();
+    drop(store);
+    disk.crash(0, &mut |_, _| false);
+
+    let mut store = open(&disk);
+    let durable = store.durable();
+    assert_eq!((durable.term, durable.settled), (Term(3), Position(4)));
+    assert_eq!((durable.end, durable.trimmed), (Position(9), Position(0)));
+    assert!(durable.synced && !durable.blank);
+    assert_eq!(
+        store.read(Position(5)).unwrap(),
+        (head(5, 1, 100), payload(5, 1, 100))
+    );
+    assert_eq!(store.slot(Position(4)), Slot::Absent);
+    assert_eq!(store.run(span(6, 20)), (Slot::Junk(Term(2)), span(6, 9)));
+    assert_eq!(store.holder(Position(7)), Ok(Some(Holder::Junk)));
+    assert_eq!(
+        store.holder(Position(5)),
+        Ok(Some(Holder::Data(head(5, 1, 0).stamp)))
+    );
+    assert_eq!(store.read(Position(7)).unwrap_err(), ReadError::NotData);
+}
+
+/// S1, H22: what is not synced is not readable; and after a crash in the middle it is there whole, or not at all.
+#[test]
+fn nothing_of_a_batch_is_visible_before_it_is_durable() {
+    for survivors in 0..16_u64 {
+        let disk = disk(8);
+        let mut store = open(&disk);
+        store.commit(&[entry(1, 1, 100)]).unwrap();
+        // The machine stops between the write and the sync.
+        disk.set_faults(Some(Box::new(|operation| match operation {
+            Operation::Sync { .. } => Outcome::Fail(io::ErrorKind::Interrupted),
+            _ => Outcome::Done,
+        })));
+        assert!(store.commit(&[entry(2, 1, 700), entry(3, 1, 700)]).is_err());
+        assert_eq!(store.slot(Position(2)), Slot::Absent);
+        disk.set_faults(None);
+        disk.crash(0, &mut |_, sector| survivors >> (sector % 4) & 1 == 1);
+
+        let mut store = open(&disk);
+        assert_eq!(bytes_of(&mut store, 1)[8], 1);
+        let slots = [store.slot(Position(2)), store.slot(Position(3))];
+        assert!(
+            slots == [Slot::Absent; 2],
+            "a failed sync's sectors are gone after the crash"
+        );
+    }
+}
+
+/// S1, S3: an unsynced batch torn between any of its sectors is found whole or not at all, and what was acknowledged
+/// before stays. Torn, the store says that it cannot vouch for every batch.
+#[test]
+fn a_batch_torn_anywhere_is_not_believed() {
+    let mut outcomes = std::collections::BTreeSet::new();
+    for survivors in 0..32_u64 {
+        let disk = disk(8);
+        let mut store = open(&disk);
+        store.commit(&[entry(1, 1, 300)]).unwrap();
+        // The disk lies about the last sync, so its sectors are still open when the power goes.
+        disk.set_faults(Some(Box::new(|operation| match operation {
+            Operation::Sync { .. } => Outcome::Lie,
+            _ => Outcome::Done,
+        })));
+        store.commit(&[entry(2, 2, 700), entry(3, 3, 700)]).unwrap();
+        disk.set_faults(None);
+        let first = disk.unsynced_sectors()[0].1;
+        disk.crash(0, &mut |_, sector| {
+            survivors >> (sector - first).min(4) & 1 == 1
+        });
+
+        let mut store = open(&disk);
+        assert_eq!(bytes_of(&mut store, 1), payload(1, 1, 300).into_bytes());
+        let found = [store.slot(Position(2)), store.slot(Position(3))];
+        let whole = found == [Slot::Data; 2];
+        assert!(whole || found == [Slot::Absent; 2], "{survivors:b}");
+        outcomes.insert((whole, store.durable().synced));
+        // Whatever was left behind is never taken for what is written next.
+        store.commit(&[entry(4, 4, 10)]).unwrap();
+        drop(store);
+        let mut store = open(&disk);
+        assert_eq!(bytes_of(&mut store, 4), payload(4, 4, 10).into_bytes());
+        assert_eq!([store.slot(Position(2)), store.slot(Position(3))], found);
+    }
+    assert!(outcomes.contains(&(true, true)), "whole");
+    assert!(outcomes.contains(&(false, true)), "nothing left of it");
+    assert!(outcomes.contains(&(false, false)), "torn");
+    assert!(!outcomes.contains(&(true, false)));
+}
+
+/// S2, H30: after a failed sync every later commit fails, the sync is not tried again, and reads go on.
+#[test]
+fn after_a_failed_sync_nothing_is_written_again() {
+    let disk = disk(8);
+    let mut store = open(&disk);
+    store.commit(&[entry(1, 1, 10)]).unwrap();
+    fail_syncs(&disk);
+    assert!(matches!(
+        store.commit(&[entry(2, 1, 10)]),
+        Err(CommitError::Failed(_))
+    ));
+    disk.set_faults(Some(Box::new(|operation| match operation {
+        Operation::Write { .. } | Operation::Sync { .. } | Operation::Create { .. } => {
+            panic!("a failed disk was used: {operation:?}")
+        }
+        _ => Outcome::Done,
+    })));
+
+    assert!(matches!(
+        store.commit(&[entry(3, 1, 10)]),
+        Err(CommitError::Failed(_))
+    ));
+    assert!(!store.housekeep());
+    assert_eq!(store.slot(Position(2)), Slot::Absent);
+    assert_eq!(bytes_of(&mut store, 1), payload(1, 1, 10).into_bytes());
+}
+
+/// H30: after a failed sync the machine shows bytes that are not on the disk and calls them clean. What the next process
+/// finds and shows must survive the power going.
+#[test]
+fn what_a_restarted_process_finds_after_a_failed_sync_it_makes_durable() {
+    let disk = disk(8);
+    let mut store = open(&disk);
+    store.commit(&[entry(1, 1, 10)]).unwrap();
+    fail_syncs(&disk);
+    store.commit(&[entry(2, 2, 900)]).unwrap_err();
+    disk.set_faults(None);
+    disk.kill();
+    drop(store);
+
+    let store = open(&disk);
+    let shown = store.slot(Position(2));
+    disk.crash(0, &mut |_, _| false);
+    let mut store = open(&disk);
+
+    assert_eq!(shown, Slot::Data, "the machine still shows it");
+    assert_eq!(bytes_of(&mut store, 2), payload(2, 2, 900).into_bytes());
+}
+
+/// S3, H16: a damaged record is damaged, not absent, and its neighbours are not touched by it.
+#[test]
+fn a_flipped_bit_makes_one_record_damaged() {
+    let disk = disk(8);
+    let mut store = open(&disk);
+    store
+        .commit(&[entry(1, 1, 10), entry(2, 0xa7, 64), entry(3, 3, 10)])
+        .unwrap();
+    let name = data_file(&disk);
+    disk.flip(&name, find(&disk, &name, &[0xa7; 64]) + 9, 4);
+
+    assert_eq!(store.slot(Position(2)), Slot::Data, "nobody has looked yet");
+    assert!(matches!(
+        store.read(Position(2)),
+        Err(ReadError::Damaged(_))
+    ));
+    assert_eq!(store.slot(Position(2)), Slot::Damaged);
+    assert!(store.holder(Position(2)).is_err());
+    assert_eq!(store.first_lacking(&all(), Position(1)), Position(2));
+    assert_eq!(bytes_of(&mut store, 3), payload(3, 3, 10).into_bytes());
+
+    store.commit(&[entry(2, 9, 64)]).unwrap();
+    drop(store);
+    let mut store = open(&disk);
+    assert_eq!(
+        bytes_of(&mut store, 2),
+        payload(2, 9, 64).into_bytes(),
+        "I1: the newer one"
+    );
+}
+
+fn all() -> Stripes {
+    Stripes {
+        span: span(0, u64::MAX),
+        width: 1,
+        chains: 1,
+        index: 0,
+    }
+}
+
+/// V1, R2: damage in the middle of a file is not its end. What was acknowledged behind it is there.
+#[test]
+fn batches_behind_a_damaged_one_are_found() {
+    let disk = disk(8);
+    let mut store = open(&disk);
+    for position in 0..6 {
+        store
+            .commit(&[
+                entry(position, position as u8 + 1, 40),
+                entry(position + 10, 0xb0 + position as u8, 40),
+            ])
+            .unwrap();
+    }
+    store.commit(&[Change::Term(Term(9))]).unwrap();
+    drop(store);
+    let name = data_file(&disk);
+    disk.flip(&name, find(&disk, &name, &[0xb2; 40]), 1);
+
+    let mut store = open(&disk);
+    assert!(!store.durable().synced);
+    assert_eq!(store.durable().term, Term(9));
+    for position in [0, 1, 2, 3, 4, 5, 10, 11, 13, 14, 15] {
+        assert!(store.read(Position(position)).is_ok(), "{position}");
+    }
+    assert_eq!(store.slot(Position(12)), Slot::Damaged);
+    assert_eq!(store.durable().end, Position(16));
+}
+
+/// T2, T3: many files, reopened through their footers, and after a trim through what is left.
+#[test]
+fn files_come_and_go_and_the_state_stays() {
+    let disk = disk(12);
+    let mut store = open(&disk);
+    let mut expected = 0;
+    for round in 0..40_u64 {
+        let batch: Vec<Change> = (0..10)
+            .map(|n| entry(round * 10 + n, round as u8, 200))
+            .collect();
+        store.commit(&batch).unwrap();
+        tidy(&mut store);
+        if round == 5 {
+            store
+                .commit(&[
+                    Change::Term(Term(7)),
+                    Change::Settled(Position(33)),
+                    Change::Listed,
+                ])
+                .unwrap();
+        }
+        if round >= 20 && round % 5 == 0 {
+            expected = (round - 12) * 10;
+            store.commit(&[Change::Trim(Position(expected))]).unwrap();
+        }
+    }
+    tidy(&mut store);
+    drop(store);
+    disk.crash(0, &mut |_, _| false);
+
+    let mut store = open(&disk);
+    let durable = store.durable();
+    assert_eq!(
+        (durable.term, durable.settled, durable.trimmed),
+        (Term(7), Position(33), Position(expected))
+    );
+    assert!(durable.synced && !durable.blank);
+    assert_eq!(store.run(span(0, 500)), (Slot::Trimmed, span(0, expected)));
+    assert_eq!(
+        store.run(span(expected, 500)),
+        (Slot::Data, span(expected, 400))
+    );
+    for position in expected..400 {
+        assert_eq!(
+            bytes_of(&mut store, position),
+            payload(position, (position / 10) as u8, 200).into_bytes()
+        );
+    }
+    assert!(store.bytes() <= 12 * FILE_BYTES);
+}
+
+/// T2: a recycled file is full of old batches that verified once; none is believed.
+#[test]
+fn what_a_recycled_file_held_is_not_believed() {
+    let disk = disk(3);
+    let mut store = open(&disk);
+    for round in 0..60_u64 {
+        let batch: Vec<Change> = (0..10)
+            .map(|n| entry(round * 10 + n, round as u8, 200))
+            .collect();
+        store.commit(&batch).unwrap();
+        store.commit(&[Change::Trim(Position(round * 10))]).unwrap();
+        tidy(&mut store);
+        disk.kill();
+        store = open(&disk);
+        assert!(store.durable().synced, "{round}");
+        assert_eq!(store.held(Position(0), 9).len(), 1);
+        assert_eq!(
+            store.held(Position(0), 9)[0].span,
+            span(round * 10, round * 10 + 10)
+        );
+    }
+}
+
+/// H33, T4: deciding data is told to stop before the reserve is touched; trims go on, and give the space back.
+#[test]
+fn a_full_disk_keeps_a_reserve_and_recovers() {
+    let disk = disk(4);
+    let mut store = open(&disk);
+    tidy(&mut store);
+    let mut position = 0;
+    let mut write = |store: &mut Store| {
+        position += 1;
+        store.commit(&[entry(position, 1, 1_000)])
+    };
+    while store.room() == Room::Plenty {
+        write(&mut store).unwrap();
+        tidy(&mut store);
+    }
+    assert_eq!(store.room(), Room::Reserve);
+    let mut reserve = 0;
+    while store.room() == Room::Reserve {
+        write(&mut store).unwrap();
+        reserve += 1_000;
+    }
+    assert!(reserve as u64 > FILE_BYTES / 2, "{reserve}");
+    while write(&mut store).is_ok() {}
+    assert_eq!(write(&mut store), Err(CommitError::Full));
+    assert_eq!(store.room(), Room::None);
+
+    let middle = store.durable().end.0 / 2;
+    disk.set_capacity(0);
+    store.commit(&[Change::Trim(Position(middle))]).unwrap();
+    tidy(&mut store);
+    assert!(store.room() > Room::None, "a trim gave space back");
+    write(&mut store).unwrap();
+    disk.set_capacity(1 << 20);
+    tidy(&mut store);
+    assert_eq!(store.room(), Room::Plenty);
+}
+
+/// A batch is one write whatever its size: a piece is all or nothing.
+#[test]
+fn a_batch_larger_than_a_file_gets_a_file_of_its_own() {
+    let disk = MemoryDisk::new(1 << 20);
+    let mut store = open(&disk);
+    tidy(&mut store);
+    let batch: Vec<Change> = (0..100).map(|n| entry(n, 1, 1_000)).collect();
+    store.commit(&batch).unwrap();
+    store.commit(&[entry(100, 2, 10)]).unwrap();
+    tidy(&mut store);
+    disk.kill();
+
+    let mut store = open(&disk);
+    assert_eq!(store.run(span(0, 200)), (Slot::Data, span(0, 101)));
+    assert_eq!(bytes_of(&mut store, 99), payload(99, 1, 1_000).into_bytes());
+    store.commit(&[Change::Trim(Position(101))]).unwrap();
+    store.commit(&[entry(101, 2, 20_000)]).unwrap();
+    tidy(&mut store);
+    assert!(store.durable().synced);
+}
+
+/// 3.7: a directory is opened as what it is, or not at all; each refusal is one sentence that says what to do.
+#[test]
+fn a_directory_that_is_not_this_servers_is_refused() {
+    let disk = disk(6);
+    let mut store = open(&disk);
+    store.commit(&[entry(1, 1, 1)]).unwrap();
+    assert!(matches!(try_open(&disk), Err(OpenError::InUse)));
+    drop(store);
+    let with = |change: &dyn Fn(&mut milonga_logunit::store::Options)| {
+        let mut options = options();
+        change(&mut options);
+        Store::open(disk.attach(), options, &milonga_host::Random::seeded(1))
+            .map(|_| ())
+            .unwrap_err()
+    };
+    let other_cluster = with(&|options| options.cluster = milonga_wire::ClusterId([9; 16]));
+    let other_server = with(&|options| options.name = "u2".parse().unwrap());
+    let odd_size = with(&|options| options.file_bytes = 12_345);
+    assert!(matches!(other_cluster, OpenError::OtherCluster { .. }));
+    assert!(matches!(other_server, OpenError::OtherServer { .. }));
+    assert!(matches!(odd_size, OpenError::Option { .. }));
+
+    let foreign = common::disk(1);
+    drop(foreign.attach().create("holiday.jpg", 10).unwrap());
+    assert!(matches!(
+        try_open(&foreign),
+        Err(OpenError::NotAStore { .. })
+    ));
+    disk.flip("identity", 40, 1);
+    assert!(matches!(try_open(&disk), Err(OpenError::DamagedIdentity)));
+    disk.flip("identity", 40, 1);
+    disk.flip("identity", 16, 2);
+    assert!(matches!(
+        try_open(&disk),
+        Err(OpenError::FromTheFuture { found: 3, known: 1 })
+    ));
+    disk.flip("identity", 16, 2);
+    assert_eq!(bytes_of(&mut open(&disk), 1)[8..], [1]);
+}
+
+/// 3.7: formatting again makes another server, and a crash while formatting leaves a directory that can be formatted.
+#[test]
+fn an_identity_is_made_once_and_stays() {
+    let disk = disk(4);
+    disk.set_faults(Some(Box::new(|operation| match operation {
+        Operation::Rename { .. } => Outcome::Fail(io::ErrorKind::Other),
+        _ => Outcome::Done,
+    })));
+    assert!(matches!(try_open(&disk), Err(OpenError::Io { .. })));
+    disk.set_faults(None);
+    disk.crash(9, &mut |_, _| true);
+
+    let identity = open(&disk).identity();
+    assert_eq!(open(&disk).identity(), identity);
+    assert!(open(&disk).durable().blank);
+}
+
+/// 3.7: a file of another directory, or one put under another name, is not believed, and its loss is noticed.
+#[test]
+fn a_swapped_file_is_not_believed() {
+    let disk = disk(6);
+    let mut store = open(&disk);
+    let batch: Vec<Change> = (0..100).map(|n| entry(n, 1, 200)).collect();
+    store.commit(&batch).unwrap();
+    store
+        .commit(&batch.iter().map(|_| Change::Probe).collect::<Vec<_>>())
+        .unwrap();
+    for position in 100..140 {
+        store.commit(&[entry(position, 1, 500)]).unwrap();
+    }
+    drop(store);
+    let copy = disk.snapshot();
+    let names: Vec<String> = disk
+        .names()
+        .into_iter()
+        .filter(|n| n.ends_with(".data"))
+        .collect();
+    let process = disk.attach();
+    process.rename(&names[0], "x").unwrap();
+    process.rename(&names[1], &names[0]).unwrap();
+    process.rename("x", &names[1]).unwrap();
+    process.sync_names().unwrap();
+
+    let mut store = open(&disk);
+    assert!(!store.durable().synced);
+    for position in (0..140).map(Position) {
+        assert!(matches!(store.slot(position), Slot::Absent) || store.read(position).is_ok());
+    }
+    drop(store);
+    copy.attach().remove(&names[0]).unwrap();
+    assert!(!open(&copy).durable().synced, "a file is missing");
+}
+
+/// X1: tails are what was put, through files and reopening; trimmed entries that were forgotten are made up for by what
+/// the lowest entry says came before it, or it says that it cannot tell.
+#[test]
+fn stream_tails_survive_trims_or_say_that_they_do_not_know() {
+    let known = |positions: &[u64]| Before::Known(positions.iter().map(|p| Position(*p)).collect());
+    let disk = disk(8);
+    let mut store = open(&disk);
+    store
+        .commit(&[
+            in_stream(1, 1, &[]),
+            in_stream(2, 2, &[]),
+            in_stream(3, 3, &[]),
+        ])
+        .unwrap();
+    for position in 4..300 {
+        store.commit(&[entry(position, 1, 200)]).unwrap();
+    }
+    store
+        .commit(&[
+            in_stream(300, 1, &[1]),
+            linked(301, 2, Before::Unknown),
+            in_stream(302, 4, &[]),
+        ])
+        .unwrap();
+    let before = store.stream_tails(None, 9).0;
+    store.commit(&[Change::Trim(Position(250))]).unwrap();
+    let kept = store.stream_tails(None, 9).0;
+    tidy(&mut store);
+    disk.kill();
+    let store = open(&disk);
+    let after = store.stream_tails(None, 9).0;
+
+    assert_eq!(
+        before,
+        [
+            (stream_id(1), known(&[300, 1])),
+            (stream_id(2), known(&[301, 2])),
+            (stream_id(3), known(&[3])),
+            (stream_id(4), known(&[302])),
+        ]
+    );
+    assert_eq!(
+        kept,
+        [
+            (stream_id(1), known(&[300, 1])),
+            (stream_id(2), known(&[301, 2])),
+            (stream_id(4), known(&[302])),
+        ]
+    );
+    assert_eq!(
+        after,
+        [
+            (stream_id(1), known(&[300, 1])),
+            (stream_id(2), Before::Unknown),
+            (stream_id(4), known(&[302])),
+        ]
+    );
+    assert_eq!(store.stream_tails(Some(stream_id(1)), 1).1, true);
+    assert_eq!(
+        store.stream_positions(stream_id(1), span(0, 999), 9),
+        (vec![Position(300)], None)
+    );
+}
+
+/// What maps allow must not be different from what reads allow; and a process that died with maps starts without.
+#[test]
+fn maps_change_nothing_but_the_way_bytes_are_read() {
+    let disk = disk(8);
+    disk.set_mappable(true);
+    let mut mapped = options();
+    mapped.map = true;
+    let start = |disk: &MemoryDisk| {
+        Store::open(
+            disk.attach(),
+            mapped.clone(),
+            &milonga_host::Random::seeded(3),
+        )
+        .unwrap()
+    };
+    let mut store = start(&disk);
+    for position in 0..200 {
+        store.commit(&[entry(position, 1, 300)]).unwrap();
+    }
+    tidy(&mut store);
+    let held = store.read(Position(0)).unwrap().1;
+    for position in 0..200 {
+        assert_eq!(
+            bytes_of(&mut store, position),
+            payload(position, 1, 300).into_bytes()
+        );
+    }
+    store.commit(&[Change::Trim(Position(190))]).unwrap();
+    tidy(&mut store);
+    assert_eq!(
+        held,
+        payload(0, 1, 300),
+        "A1: bytes in somebody's hand stay what they are"
+    );
+    assert!(disk.names().contains(&"mapping".to_owned()));
+    disk.kill();
+    drop(store);
+
+    let mut store = start(&disk);
+    assert_eq!(bytes_of(&mut store, 195), payload(195, 1, 300).into_bytes());
+    drop(store);
+    assert!(!disk.names().contains(&"mapping".to_owned()), "a clean end");
+}
