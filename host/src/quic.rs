@@ -866,13 +866,13 @@ async fn watch_deadlines(link: Arc<Link>, lane: Arc<Lane>, clock: Clock, idle: D
         }
         let check = suspected.map(|(until, _)| until);
         let wake = soonest.into_iter().chain(check).min();
-        let sleep = wake.map_or(idle, |wake| wake.since(now));
+        let sleep = wake.map_or(idle, |wake| wake.since(now).min(idle));
         let slept = tokio::select! {
             biased;
             () = lane.sooner() => false,
             () = clock.sleep(sleep) => true,
         };
-        if slept && wake.is_none() && lane.usage() == (0, calls) {
+        if slept && sleep == idle && waiting == 0 && lane.usage() == (0, calls) {
             link.retired.store(true, Ordering::Relaxed);
             Close::Idle.connection(&link.connection, "no calls");
             return;

@@ -68,6 +68,7 @@ impl DataFile {
     pub(super) fn empty(key: Key, file: Arc<dyn File>) -> Self {
         let summary = Summary {
             state: State::default(),
+            after: 0,
             first: 0,
             last: 0,
             data_end: PAGE,
@@ -84,11 +85,20 @@ impl DataFile {
         }
     }
 
-    /// Its index and summary, if its footer verifies.
-    pub(super) fn read_footer(key: &Key, file: &dyn File) -> Option<(Summary, FileIndex)> {
+    fn trailer(key: &Key, file: &dyn File) -> Option<Trailer> {
         let size = file.size();
         let at = size.checked_sub(TRAILER as u64)?;
-        let trailer = Trailer::decode(key, size, &read(file, at, TRAILER).ok()?)?;
+        Trailer::decode(key, size, &read(file, at, TRAILER).ok()?)
+    }
+
+    /// Whether a footer was written, whatever has become of it.
+    pub(super) fn has_trailer(key: &Key, file: &dyn File) -> bool {
+        Self::trailer(key, file).is_some()
+    }
+
+    /// Its index and summary, if its footer verifies.
+    pub(super) fn read_footer(key: &Key, file: &dyn File) -> Option<(Summary, FileIndex)> {
+        let trailer = Self::trailer(key, file)?;
         let bytes = read(file, trailer.start, trailer.len as usize).ok()?;
         trailer.footer(key, &bytes)
     }

@@ -106,6 +106,19 @@ impl FileIndex {
         }
     }
 
+    /// Whether both say the same of every position. Damage that was repaired later does not count.
+    pub(super) fn same_records(&self, other: &Self) -> bool {
+        let records = match (&self.slots, &other.slots) {
+            (Slots::Frozen(own), Slots::Frozen(others)) => own == others,
+            (Slots::Growing(_), _) | (_, Slots::Growing(_)) => false,
+        };
+        let streams = match (&self.streams, &other.streams) {
+            (Streams::Frozen(own), Streams::Frozen(others)) => own == others,
+            (Streams::Growing(_), _) | (_, Streams::Growing(_)) => false,
+        };
+        records && streams && self.junk.iter().eq(other.junk.iter()) && self.end == other.end
+    }
+
     fn memory_bytes(&self) -> usize {
         let slots = match &self.slots {
             Slots::Growing(growing) => growing.bytes_max() as usize,
@@ -335,15 +348,11 @@ impl Index {
             .around(position)
             .filter_map(|(_, index)| index.slots.run_end(position))
             .max();
-        match run {
-            Some(end) => (Slot::Data, end.min(hidden)),
-            None => {
-                let next = self
-                    .next_record(position)
-                    .map_or(hidden, |next| next.min(hidden));
-                (Slot::Absent, next)
-            }
+        if let Some(end) = run {
+            return (Slot::Data, end.min(hidden));
         }
+        let next = self.next_record(position);
+        (Slot::Absent, next.map_or(hidden, |next| next.min(hidden)))
     }
 
     /// The first position at or after `from` that has a record in any file.

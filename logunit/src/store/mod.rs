@@ -78,7 +78,7 @@ impl Options {
 
     fn check(&self) -> Result<(), OpenError> {
         let sizes = 16 << 10..=16 << 30;
-        if !sizes.contains(&self.file_bytes) || self.file_bytes % PAGE != 0 {
+        if !sizes.contains(&self.file_bytes) || !self.file_bytes.is_multiple_of(PAGE) {
             return Err(OpenError::Option {
                 what: "the size of a data file",
                 found: self.file_bytes,
@@ -108,6 +108,8 @@ pub struct Store {
     current: Option<u64>,
     state: State,
     /// The last batch that is durable.
+    last: u64,
+    /// The number of the last batch, or of what is left of one that was never acknowledged.
     sequence: u64,
     synced: bool,
     /// The first failure (T1).
@@ -170,6 +172,7 @@ impl Store {
             files: found.files,
             current: found.current,
             state: found.state,
+            last: found.last,
             sequence: found.sequence,
             synced: found.synced,
             failed: None,
@@ -226,7 +229,7 @@ impl Store {
                 | Change::Probe => {}
             }
         }
-        self.draft.finish(key, self.sequence + 1, state)
+        self.draft.finish(key, self.sequence + 1, self.last, state)
     }
 
     /// One write and one sync (T1).
@@ -266,10 +269,12 @@ impl Store {
         let at = summary.data_end;
         self.sequence += 1;
         if summary.first == 0 {
+            summary.after = self.last;
             summary.first = self.sequence;
             summary.listed = listed;
         }
         let skipped = usize::from(summary.first == self.sequence && !summary.listed.is_empty());
+        self.last = self.sequence;
         summary.last = self.sequence;
         summary.data_end += bytes;
         summary.state = state;
