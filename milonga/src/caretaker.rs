@@ -81,7 +81,12 @@ impl Caretaker {
     pub(crate) async fn run(mut self) {
         loop {
             let pause = self.log.host().random.jittered(PAUSE);
-            let told = self.log.host().clock.within(pause, self.reports.next()).await;
+            let told = self
+                .log
+                .host()
+                .clock
+                .within(pause, self.reports.next())
+                .await;
             self.look().await;
             for noted in told.into_iter().flatten() {
                 self.heed(noted.report).await;

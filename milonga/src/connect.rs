@@ -4,10 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use milonga_client::{ClusterConfig, Log, Options};
-use milonga_host::CredentialFiles;
 
 use crate::failure::{Failure, Outcome};
-use crate::node::Node;
 
 /// The name of a cluster file.
 pub(crate) const FILE: &str = "milonga.toml";
@@ -16,17 +14,11 @@ pub(crate) const DEV_DIR: &str = "milonga-dev";
 
 /// What the command line says of the cluster.
 #[derive(Clone, Debug, Default)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     /// The cluster file.
-    pub file: Option<PathBuf>,
+    pub(crate) file: Option<PathBuf>,
     /// How long an operation may take.
-    pub deadline: Option<Duration>,
-}
-
-/// A client, and what keeps it connected.
-pub(crate) struct Client {
-    pub(crate) log: Log,
-    pub(crate) node: Node,
+    pub(crate) deadline: Option<Duration>,
 }
 
 impl Cluster {
@@ -51,38 +43,20 @@ impl Cluster {
     }
 
     /// Connects. Nothing is asked of any server yet. Must be called inside a runtime.
-    pub(crate) fn connect(&self) -> Outcome<Client> {
+    pub(crate) fn connect(&self) -> Outcome<Log> {
         self.connect_with(|_| {})
     }
 
     /// Connects with other options than the file asks for.
-    pub(crate) fn connect_with(&self, change: impl FnOnce(&mut Options)) -> Outcome<Client> {
-        let config = self.config()?;
-        let mut options = config.options();
+    pub(crate) fn connect_with(&self, change: impl FnOnce(&mut Options)) -> Outcome<Log> {
+        let log = self.config()?.connect()?;
+        let mut options = log.options().clone();
         if let Some(deadline) = self.deadline {
             options.deadline = deadline;
-            options.call = options.call.min(deadline);
         }
         change(&mut options);
-        connect(&config, options)
+        Ok(log.with_options(options))
     }
-}
-
-/// A client as `config` describes it. Must be called inside a runtime.
-pub(crate) fn connect(config: &ClusterConfig, options: Options) -> Outcome<Client> {
-    let files = CredentialFiles {
-        certificate: config.cert.clone(),
-        key: config.key.clone(),
-        authorities: config.ca.clone(),
-    };
-    let node = Node::open(&files)?;
-    let log = Log::new(
-        node.host.clone(),
-        node.caller.clone(),
-        config.layout.clone(),
-        options,
-    );
-    Ok(Client { log, node })
 }
 
 fn usual_places() -> Vec<PathBuf> {

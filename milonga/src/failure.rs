@@ -45,7 +45,7 @@ pub struct Failure {
 }
 
 /// What a command ends with.
-pub type Outcome<T = ()> = Result<T, Failure>;
+pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
     /// A failure of that kind.
@@ -224,6 +224,7 @@ macro_rules! refused {
 
 refused!(
     milonga_client::ConfigError,
+    milonga_client::ConnectError,
     milonga_host::admin::AdminError,
     milonga_host::certificates::CertificateError,
     milonga_host::quic::BindError,

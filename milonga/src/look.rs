@@ -5,7 +5,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use milonga_host::{Host, Peer};
 use milonga_wire::{
-    ClusterId, Description, Kind, Layout, Payload, Reply, Request, RequestHead, Server, Term,
+    ClusterId, Description, Kind, Layout, LayoutReply, LayoutRequest, Payload, Reply, Request,
+    RequestHead, Server, Target, Term,
 };
 
 /// What one server said of itself.
@@ -88,8 +89,7 @@ impl Sight {
     /// positions. A unit that does not answer is not for it to mend: it must come back.
     pub(crate) fn needs_mending(&self) -> bool {
         let restarted = |seen: &Seen| seen.said.is_ok() && !seen.is_as_listed();
-        let elsewhere =
-            |seen: &Seen| matches!(&seen.said, Ok(said) if said.term != self.term || said.state != "serving");
+        let elsewhere = |seen: &Seen| matches!(&seen.said, Ok(said) if said.term != self.term || said.state != "serving");
         let silent = self.sequencer.said.is_err();
         let listed = || self.units.iter().chain([&self.sequencer]);
         silent || listed().any(|seen| restarted(seen) || elsewhere(seen) && !is_broken(seen))
@@ -97,7 +97,11 @@ impl Sight {
 
     /// What distinguishes this sight from another.
     pub(crate) fn standings(&self) -> Vec<Option<(u64, Term, String)>> {
-        let all = self.units.iter().chain([&self.sequencer]).chain(&self.standbys);
+        let all = self
+            .units
+            .iter()
+            .chain([&self.sequencer])
+            .chain(&self.standbys);
         all.map(Seen::standing).collect()
     }
 }
@@ -107,7 +111,13 @@ fn is_broken(seen: &Seen) -> bool {
     matches!(&seen.said, Ok(said) if matches!(said.state.as_str(), "failed" | "full"))
 }
 
-async fn see(host: &Host, cluster: ClusterId, listed: Server, kind: Kind, within: Duration) -> Seen {
+async fn see(
+    host: &Host,
+    cluster: ClusterId,
+    listed: Server,
+    kind: Kind,
+    within: Duration,
+) -> Seen {
     let peer = Peer {
         name: Some(listed.name.clone()),
         address: listed.address.clone(),
@@ -141,4 +151,44 @@ pub(crate) async fn describe(
         Ok(_) => Err(format!("{peer} does not say who it is")),
         Err(refusal) => Err(format!("{peer}: {refusal}")),
     }
+}
+
+/// The decided layout of `term`, from the first server of `layout` that knows it.
+pub(crate) async fn layout_of(
+    host: &Host,
+    layout: &Layout,
+    term: Term,
+    within: Duration,
+) -> Option<Layout> {
+    for server in &layout.layout_servers {
+        let peer = Peer {
+            name: Some(server.name.clone()),
+            address: server.address.clone(),
+            kind: Kind::Layout.into(),
+        };
+        let head = RequestHead {
+            id: 0,
+            cluster: layout.cluster,
+            to: Some(Target {
+                identity: server.identity,
+                incarnation: server.incarnation,
+            }),
+            term,
+            request: Request::Layout(LayoutRequest::At),
+        };
+        let request = milonga_host::net::Request {
+            head,
+            payload: Payload::new(),
+        };
+        let Ok(answer) = host.net.call(&peer, request, within).await else {
+            continue;
+        };
+        if let Ok(Reply::Layout(LayoutReply::At {
+            decided: Some(decided),
+        })) = answer.reply
+        {
+            return Some(decided.layout);
+        }
+    }
+    None
 }

@@ -9,7 +9,7 @@ use crate::failure::{Failure, Outcome};
 
 /// How results are printed.
 #[derive(Copy, Clone, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// For people.
     #[default]
     Table,
@@ -19,18 +19,18 @@ pub enum Format {
 
 /// Stdout, and how to print there.
 #[derive(Copy, Clone, Debug)]
-pub struct Output {
+pub(crate) struct Output {
     format: Format,
 }
 
 impl Output {
     /// Prints in `format`.
-    pub fn new(format: Format) -> Self {
+    pub(crate) fn new(format: Format) -> Self {
         Self { format }
     }
 
     /// Whether a program reads it.
-    pub fn is_json(self) -> bool {
+    pub(crate) fn is_json(self) -> bool {
         self.format == Format::Json
     }
 
@@ -38,7 +38,7 @@ impl Output {
     ///
     /// # Errors
     /// If stdout is gone.
-    pub fn one(self, object: &impl Serialize, text: impl FnOnce() -> String) -> Outcome {
+    pub(crate) fn one(self, object: &impl Serialize, text: impl FnOnce() -> String) -> Outcome {
         match self.format {
             Format::Json => line(&json(object)),
             Format::Table => line(&text()),
@@ -49,7 +49,7 @@ impl Output {
     ///
     /// # Errors
     /// If stdout is gone.
-    pub fn list<T: Serialize>(
+    pub(crate) fn list<T: Serialize>(
         self,
         objects: &[T],
         head: &[&str],
@@ -63,9 +63,11 @@ impl Output {
 }
 
 /// A table without lines between its rows.
-pub fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(head.to_vec());
+    table
+        .load_preset(presets::NOTHING)
+        .set_header(head.to_vec());
     rows.for_each(|row| {
         table.add_row(row);
     });
@@ -73,7 +75,7 @@ pub fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
 }
 
 /// `object` as one line of JSON.
-pub fn json(object: &impl Serialize) -> String {
+pub(crate) fn json(object: &impl Serialize) -> String {
     serde_json::to_string(object).expect("results have string keys and finite numbers")
 }
 
@@ -81,7 +83,7 @@ pub fn json(object: &impl Serialize) -> String {
 ///
 /// # Errors
 /// If stdout is gone.
-pub fn line(text: &str) -> Outcome {
+pub(crate) fn line(text: &str) -> Outcome {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.write_all(b"\n"))
@@ -93,7 +95,7 @@ pub fn line(text: &str) -> Outcome {
 ///
 /// # Errors
 /// If stdout failed for another reason.
-pub fn ended(error: io::Error) -> Outcome {
+pub(crate) fn ended(error: io::Error) -> Outcome {
     match error.kind() {
         io::ErrorKind::BrokenPipe => std::process::exit(0),
         _ => Err(Failure::failed(format!("cannot write to stdout: {error}"))),
@@ -101,13 +103,13 @@ pub fn ended(error: io::Error) -> Outcome {
 }
 
 /// One line to stderr, for people.
-pub fn say(text: impl std::fmt::Display) {
+pub(crate) fn say(text: impl std::fmt::Display) {
     // Nobody is left to be told that stderr is gone.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// A bar on stderr, hidden unless someone watches.
-pub fn progress(total: Option<u64>, unit: &str) -> indicatif::ProgressBar {
+pub(crate) fn progress(total: Option<u64>, unit: &str) -> indicatif::ProgressBar {
     if !io::stderr().is_terminal() {
         return indicatif::ProgressBar::hidden();
     }
@@ -126,7 +128,7 @@ pub fn progress(total: Option<u64>, unit: &str) -> indicatif::ProgressBar {
 
 /// Bytes as people write them.
 #[allow(clippy::cast_precision_loss)]
-pub fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count as f64;
     let mut unit = 0;

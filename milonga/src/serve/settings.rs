@@ -92,9 +92,7 @@ impl Settings {
         ];
         for (key, file) in files {
             let path = certs.join(file).to_string_lossy().into_owned();
-            self.table
-                .entry(key)
-                .or_insert_with(|| Value::String(path));
+            self.table.entry(key).or_insert_with(|| Value::String(path));
         }
     }
 }
@@ -122,7 +120,11 @@ fn read(file: &Path) -> Outcome<Table> {
 
 /// Parsers draw pictures; an error is one sentence.
 fn one_line(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
     lines.join(" ")
 }
 
