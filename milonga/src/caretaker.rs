@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use milonga_client::{Log, Options, reconfigure};
-use milonga_host::{CredentialFiles, Moment};
+use milonga_host::{CredentialFiles, Host, Moment};
 use milonga_layout::Reports;
 use milonga_wire::{Address, Decided, Position, Report, Role, Span};
 
@@ -18,6 +18,8 @@ use crate::node::Node;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Before it mends, a caretaker waits less than this, by chance: so that of several one is first.
+const HESITATION: Duration = Duration::from_millis(400);
 /// How long a server may take to say who it is.
 const ANSWER: Duration = Duration::from_secs(1);
 /// Between two attempts at what did not change meanwhile: from the first to the second, doubling.
@@ -95,19 +97,34 @@ impl Caretaker {
     }
 
     async fn look(&mut self) {
-        // A cluster that is not initialised yet, or has no majority, is not for a caretaker to mend.
-        let Ok(decided) = self.newest().await else {
+        let Some(sight) = self.sight().await else {
             return;
         };
-        let sight = Sight::of(self.log.host(), &decided.layout, ANSWER).await;
-        let seen = sight.standings();
         let now = self.log.host().clock.now();
-        let waits = |failed: &Failed| failed.seen == seen && now < failed.again;
+        let waits = |failed: &Failed| failed.seen == sight.standings() && now < failed.again;
         if !sight.needs_mending() {
             self.failed = None;
         } else if !self.failed.as_ref().is_some_and(waits) {
-            self.mend(seen).await;
+            self.look_twice().await;
         }
+    }
+
+    /// Leaves others a moment to be first, and mends what they have not mended.
+    async fn look_twice(&mut self) {
+        let Host { clock, random, .. } = self.log.host();
+        let pause = Duration::from_millis(random.below(HESITATION.as_millis() as u64));
+        clock.sleep(pause).await;
+        if let Some(sight) = self.sight().await
+            && sight.needs_mending()
+        {
+            self.mend(sight.standings()).await;
+        }
+    }
+
+    /// None of a cluster that is not initialised yet, or has no majority: that is not for a caretaker to mend.
+    async fn sight(&self) -> Option<Sight> {
+        let decided = self.newest().await.ok()?;
+        Some(Sight::of(self.log.host(), &decided.layout, ANSWER).await)
     }
 
     async fn newest(&self) -> Outcome<Arc<Decided>> {

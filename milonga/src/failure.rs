@@ -5,6 +5,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use milonga_client::object::{AtError, DecideError, PlayError, UpdateError};
 use milonga_client::reconfigure::{ChangeError, InitError, PlanError};
 use milonga_client::{AppendError, ReadError, TrimError, Unavailable};
 use milonga_host::CallError;
@@ -169,6 +170,50 @@ impl From<AppendError> for Failure {
                      try `milonga log append --resume {saved}`"
                 ),
             ),
+        }
+    }
+}
+
+impl From<PlayError> for Failure {
+    fn from(error: PlayError) -> Self {
+        match error {
+            PlayError::Unavailable(error) => error.into(),
+            PlayError::Trimmed(_) | PlayError::Operation { .. } => Self::failed(error),
+            PlayError::Lost(_) => Self::new(Code::Damage, error),
+        }
+    }
+}
+
+impl From<AtError> for Failure {
+    fn from(error: AtError) -> Self {
+        match error {
+            AtError::Play(error) => error.into(),
+            AtError::BeyondEnd { .. } => Self::new(Code::NotFound, error),
+        }
+    }
+}
+
+impl From<UpdateError> for Failure {
+    fn from(error: UpdateError) -> Self {
+        match error {
+            UpdateError::TooLarge { .. } => Self::failed(error),
+            UpdateError::NotAppended { why } => Self::from(why).about("not written"),
+            UpdateError::Unknown { saved, why } => Self::new(
+                Code::Unknown,
+                format!(
+                    "whether it was written is not known yet: {why}; expected an answer within the deadline; \
+                     try `milonga log append --resume {saved}`"
+                ),
+            ),
+        }
+    }
+}
+
+impl From<DecideError> for Failure {
+    fn from(error: DecideError) -> Self {
+        match error {
+            DecideError::Update(error) => error.into(),
+            DecideError::Undecided { .. } => Self::new(Code::Unknown, error),
         }
     }
 }

@@ -45,6 +45,9 @@ pub(super) struct Dev {
     /// Runs all servers in this process, each on a thread of its own.
     #[arg(long)]
     in_process: bool,
+    /// Ends with the process of this id, which started it.
+    #[arg(long, hide = true)]
+    parent: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -93,6 +96,9 @@ impl Dev {
                 one.print(context, pid, "is stopped")
             }
             None => {
+                if let Some(parent) = self.parent {
+                    crate::serve::end_with(parent)?;
+                }
                 let run = Run {
                     shape: self.shape(),
                     dir: self.dir,

@@ -1,13 +1,13 @@
 //! The command line: what there is to say, and who does it. One file per group of commands.
 
-//mod bench;
+mod bench;
 mod certs;
 mod cluster;
 mod completions;
-//mod demo;
+mod demo;
 mod dev;
 mod inspect;
-//mod kv;
+mod kv;
 mod log;
 mod servers;
 mod status;
@@ -72,8 +72,8 @@ struct Globals {
 enum Command {
     /// Runs a whole cluster on this machine.
     Dev(dev::Dev),
-    // Shows what Milonga does, on a cluster of its own.
-    //Demo(demo::Demo),
+    /// Shows what Milonga does, on a cluster of its own.
+    Demo(demo::Demo),
     /// Runs a layout server.
     Layout(servers::Layout),
     /// Runs a sequencer.
@@ -89,10 +89,11 @@ enum Command {
     /// Appends to and reads the log.
     #[command(subcommand)]
     Log(log::LogCommand),
-    // Puts and gets keys of a replicated map.
-    //Kv(kv::Kv),
-    // Measures, with the ratio to a bare baseline.
-    //Bench(bench::Bench),
+    /// Puts and gets keys of a replicated map.
+    Kv(kv::Kv),
+    /// Measures, with the ratio to a bare baseline.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Prints and checks a server's directory while it is stopped.
     Inspect(inspect::Inspect),
     /// Prints a completion script for a shell.
@@ -137,15 +138,15 @@ fn run(cli: Cli) -> Outcome {
     context.start_logging(&cli.command)?;
     match cli.command {
         Command::Dev(dev) => dev.run(&context),
-        //Command::Demo(demo) => demo.run(&context),
+        Command::Demo(demo) => demo.run(&context),
         Command::Layout(server) => server.run(),
         Command::Sequencer(server) => server.run(),
         Command::Logunit(server) => server.run(),
         Command::Certs(certs) => certs.run(&context),
         Command::Cluster(cluster) => context.wait(cluster.run(&context)),
         Command::Log(log) => context.wait(log.run(&context)),
-        //Command::Kv(kv) => context.wait(kv.run(&context)),
-        //Command::Bench(bench) => bench.run(&context),
+        Command::Kv(kv) => context.wait(kv.run(&context)),
+        Command::Bench(bench) => bench.run(&context),
         Command::Inspect(inspect) => inspect.run(&context),
         Command::Completions(completions) => completions.run(),
     }

@@ -142,7 +142,7 @@ impl Logunit {
 
 fn serve(role: Role, shared: &Shared, flags: &impl Serialize) -> Outcome {
     if let Some(parent) = shared.parent {
-        end_with(parent)?;
+        serve::end_with(parent)?;
     }
     let flags = toml::Table::try_from(flags)
         .map_err(|why| Failure::usage(format!("a path is no text: {why}")))?;
@@ -159,16 +159,4 @@ async fn until_a_signal(role: Role, settings: Settings) -> Outcome {
     say(format_args!("{}: {signal}, draining", running.name));
     running.drain().await;
     Ok(())
-}
-
-/// The machine kills this process when the thread that started it ends. If that happened already, there is no waiting.
-fn end_with(parent: u32) -> Outcome {
-    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-    let failed = |why| Failure::failed(format!("the parent cannot be watched: {why}"));
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed)?;
-    let now = getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
-    if now == Some(parent) {
-        return Ok(());
-    }
-    Err(Failure::failed("the process that started this one is gone"))
 }

@@ -144,3 +144,15 @@ pub(crate) fn runtime() -> Outcome<tokio::runtime::Runtime> {
         .build()
         .map_err(|why| Failure::failed(format!("no runtime: {why}")))
 }
+
+/// The machine kills this process when the thread that started it ends. If that happened already, there is no waiting.
+pub(crate) fn end_with(parent: u32) -> Outcome {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    let failed = |why| Failure::failed(format!("the parent cannot be watched: {why}"));
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed)?;
+    let now = getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
+    if now == Some(parent) {
+        return Ok(());
+    }
+    Err(Failure::failed("the process that started this one is gone"))
+}
