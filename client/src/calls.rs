@@ -68,6 +68,11 @@ impl Calls {
         }
     }
 
+    /// The cluster that every call names.
+    pub(crate) fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
     /// Asks a log unit.
     pub(crate) async fn unit(
         &self,

@@ -56,6 +56,8 @@ pub(crate) struct Shared {
     latency_us: AtomicU64,
     /// One mend at a time.
     mending: tokio::sync::Mutex<()>,
+    /// How many attempts to mend have ended.
+    mended: AtomicU64,
     /// When this client last reported a server it suspects.
     suspected: Mutex<Option<Moment>>,
     pub(crate) turns: AtomicU64,
@@ -81,6 +83,7 @@ impl Log {
             marks: Marks::default(),
             latency_us: AtomicU64::new(2_000),
             mending: tokio::sync::Mutex::new(()),
+            mended: AtomicU64::new(0),
             suspected: Mutex::new(None),
             turns: AtomicU64::new(0),
         };
@@ -275,13 +278,7 @@ impl Log {
             Trouble::GaveUp(error) => return Err(error),
             Trouble::Unknown { span, .. } => {
                 let text = trouble.to_string();
-                if !self.restore(span).await {
-                    self.report(Report::Holes {
-                        spans: vec![span],
-                        end: span.end,
-                    })
-                    .await;
-                }
+                self.recover(patience, term, span).await;
                 return patience.pause(|| text).await;
             }
             Trouble::Layouts(error) => return patience.pause(|| error.to_string()).await,
@@ -318,12 +315,12 @@ impl Log {
                     return Ok(());
                 }
                 // The server is in a term that nobody has decided yet, or whose decision has not reached us.
-                self.mend(term, &failure).await;
+                self.mend(patience, term, &failure).await;
             }
-            (Next::Mend | Next::Restore, _) => self.mend(term, &failure).await,
+            (Next::Mend | Next::Restore, _) => self.mend(patience, term, &failure).await,
             (Next::Again, _) => {
                 if patience.waited() > self.options.call {
-                    self.mend(term, &failure).await;
+                    self.mend(patience, term, &failure).await;
                 }
             }
         }
@@ -344,29 +341,72 @@ impl Log {
             .is_some_and(|known| known.layout.term > term)
     }
 
-    /// Reads the newest layout; if it is still that of `term`, finishes or replaces it. Who may not do that reports the
-    /// server that gave `failure`.
-    async fn mend(&self, term: Term, failure: &Failure) {
-        let _one_at_a_time = self.shared.mending.lock().await;
-        if self.is_newer_than(term) {
-            return;
+    /// Reads the newest layout; if it is still that of `term`, and this client may, finishes or replaces it. One at a
+    /// time: who waited for another's attempt tries its own operation again first. Gives up when `patience` ends; whatever
+    /// was done by then stands, and the next one goes on from there.
+    async fn mend(&self, patience: &Patience, term: Term, failure: &Failure) {
+        let limit = patience.left().max(self.options.call);
+        let mended = self.shared.mended.load(Ordering::Relaxed);
+        let attempt = async {
+            let _one_at_a_time = self.shared.mending.lock().await;
+            if self.is_newer_than(term) || self.shared.mended.load(Ordering::Relaxed) != mended {
+                return;
+            }
+            if let Err(error) = self.look_and_mend(term, failure).await {
+                tracing::debug!(%error, "could not mend");
+            }
+            self.shared.mended.fetch_add(1, Ordering::Relaxed);
+        };
+        if self.shared.host.clock.within(limit, attempt).await.is_err() {
+            tracing::debug!(%term, "mending took longer than the operation may");
         }
-        if let Err(error) = self.shared.layouts.read().await {
-            tracing::debug!(%error, "no newest layout");
-            return;
-        }
+    }
+
+    /// Who may not mend reports the server that gave `failure`.
+    async fn look_and_mend(
+        &self,
+        term: Term,
+        failure: &Failure,
+    ) -> Result<(), reconfigure::ChangeError> {
+        self.shared.layouts.read().await?;
         if self.is_newer_than(term) {
-            return;
+            return Ok(());
         }
         if !self.options.mend || !self.may(Role::Control) {
             self.suspect(failure).await;
+            return Ok(());
+        }
+        reconfigure::mend(self, "a server was restarted, or a term was left half done").await?;
+        Ok(())
+    }
+
+    /// Puts back what any unit holds of `span`, or asks others to: damage in the open segment needs a later term first.
+    async fn recover(&self, patience: &Patience, term: Term, span: Span) {
+        if self.restore(span).await {
             return;
         }
-        if let Err(error) =
-            reconfigure::mend(self, "a server was restarted, or a term was left half done").await
+        let known = self.shared.layouts.known();
+        let open = known.filter(|known| known.layout.open_segment().start <= span.start);
+        if self.options.mend
+            && self.may(Role::Control)
+            && open.is_some_and(|known| known.layout.term == term)
         {
-            tracing::debug!(%error, "could not mend");
+            let why = "an entry of the open segment is damaged";
+            let change = reconfigure::change(self, term, why);
+            let changed = self
+                .shared
+                .host
+                .clock
+                .within(patience.left().max(self.options.call), change)
+                .await;
+            tracing::debug!(?changed, %span, "a later term restores what is damaged");
+            return;
         }
+        self.report(Report::Holes {
+            spans: vec![span],
+            end: span.end,
+        })
+        .await;
     }
 
     /// Whether this client's certificate is good for what `role` may do.
