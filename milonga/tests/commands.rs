@@ -1,5 +1,7 @@
 //! What commands print and how they exit, against a real cluster.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod support;
 
 use std::net::UdpSocket;

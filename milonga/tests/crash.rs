@@ -1,5 +1,7 @@
 //! What was acknowledged is there after kill -9 of everything, and an append whose outcome nobody saw can be resumed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod support;
 
 use support::Dev;

@@ -171,6 +171,10 @@ impl Context {
     }
 
     /// Runs a command's work on a runtime of its own.
+    #[allow(
+        clippy::unused_self,
+        reason = "reads as what the context of a command is for"
+    )]
     fn wait(&self, work: impl Future<Output = Outcome>) -> Outcome {
         crate::serve::runtime()?.block_on(work)
     }

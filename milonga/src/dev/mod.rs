@@ -252,14 +252,13 @@ impl DevBuilder {
     /// # Errors
     /// What kept a server from starting, in words.
     pub async fn start(self) -> Result<DevCluster, Failure> {
-        let (own, dir) = match self.dir {
-            Some(dir) => (None, dir),
-            None => {
-                let own = tempfile::tempdir()
-                    .map_err(|why| Failure::failed(format!("no temporary directory: {why}")))?;
-                let dir = own.path().to_owned();
-                (Some(own), dir)
-            }
+        let (own, dir) = if let Some(dir) = self.dir {
+            (None, dir)
+        } else {
+            let own = tempfile::tempdir()
+                .map_err(|why| Failure::failed(format!("no temporary directory: {why}")))?;
+            let dir = own.path().to_owned();
+            (Some(own), dir)
         };
         let mut supervisor = Supervisor::open(&dir, Mode::Threads, Some(self.shape), None).await?;
         let log = supervisor.start().await?;

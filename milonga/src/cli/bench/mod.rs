@@ -148,12 +148,13 @@ async fn read(context: &Context, args: Args) -> Outcome {
         let first = span.start.plus(random.below(positions));
         let wanted = Span::new(first, first.plus(args.batch));
         let entries = log.read_range(wanted).await?;
-        match entries.len() as u64 == args.batch {
-            true => Ok(()),
-            false => Err(Failure::failed(format!(
+        if entries.len() as u64 == args.batch {
+            Ok(())
+        } else {
+            Err(Failure::failed(format!(
                 "{} of {wanted} were read",
                 entries.len()
-            ))),
+            )))
         }
     };
     let clock = &log.host().clock;

@@ -302,8 +302,11 @@ fn read_ahead(file: &Path, skip: u64) -> Outcome<mpsc::Receiver<io::Result<Batch
     std::thread::spawn(move || {
         loop {
             let batch = lines.batch();
-            let ended = !matches!(&batch, Ok(batch) if !batch.lines.is_empty());
-            if ended && batch.is_ok() || send.blocking_send(batch).is_err() || ended {
+            if matches!(&batch, Ok(batch) if batch.lines.is_empty()) {
+                return;
+            }
+            let failed = batch.is_err();
+            if send.blocking_send(batch).is_err() || failed {
                 return;
             }
         }

@@ -181,6 +181,10 @@ fn kind(entry: &Entry) -> &'static str {
 }
 
 /// A stream's id, or the id of its name.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "the command line's parser wants a result"
+)]
 fn stream(text: &str) -> Result<StreamId, std::convert::Infallible> {
     Ok(text.parse().unwrap_or_else(|_| StreamId::of_name(text)))
 }

@@ -148,12 +148,11 @@ impl Follow {
         let mut printer = Printer::new(context, self.raw, self.stream);
         let mut follower = log.follow(from);
         loop {
-            match follower.next_ready().await? {
-                Some(entry) => printer.all(&[entry])?,
-                None => {
-                    printer.flush()?;
-                    printer.all(&[follower.next().await?])?;
-                }
+            if let Some(entry) = follower.next_ready().await? {
+                printer.all(&[entry])?;
+            } else {
+                printer.flush()?;
+                printer.all(&[follower.next().await?])?;
             }
         }
     }
