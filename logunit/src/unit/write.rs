@@ -285,6 +285,16 @@ fn check_decided(kind: WriteKind, decided: Term, term: Term) -> Result<(), Refus
     Err(Refusal::malformed(why))
 }
 
+/// Junk that is copied may be of the request's own term: a restore decides it where no unit holds anything, and a hole of
+/// an older segment may have been filled in this term.
+fn check_copied_junk(decided: Term, term: Term) -> Result<(), Refusal> {
+    if decided <= term {
+        return Ok(());
+    }
+    let why = format!("a request of term {term} cannot copy junk of term {decided}");
+    Err(Refusal::malformed(why))
+}
+
 /// Every bound of a fill that depends on the request alone.
 fn check_fill(fill: &Fill, term: Term) -> Result<(), Refusal> {
     let count = fill.spans.len();
@@ -309,10 +319,10 @@ fn check_fill(fill: &Fill, term: Term) -> Result<(), Refusal> {
             limit: FILL_POSITIONS_MAX,
         });
     }
-    check_decided(fill.kind, fill.decided, term)?;
     if fill.kind == WriteKind::Copy {
-        return Ok(());
+        return check_copied_junk(fill.decided, term);
     }
+    check_decided(fill.kind, fill.decided, term)?;
     let end = if fill.end.term == term {
         fill.end.end
     } else {
