@@ -510,7 +510,7 @@ fn damage_is_unknown_and_is_not_filled_over() {
         rig.read(0, 0, 3),
         Ok(vec![
             data(0, 0, 1),
-            Answer::Unknown(span(1, 2)),
+            Answer::Damaged(span(1, 2)),
             data(0, 2, 3)
         ])
     );
@@ -568,29 +568,6 @@ fn a_copy_restores_what_is_unknown_or_damaged_and_overwrites_nothing() {
         let refused = rig.write(1, Copy, piece(term, 5, 1));
         assert!(matches!(refused, Err(Refusal::Malformed { .. })));
     }
-}
-
-/// U5: where every unit was restarted and none holds an entry, it was never acknowledged; the restore decides junk in the
-/// present term. Refusing that left such positions unknown for ever.
-#[test]
-fn a_restore_decides_junk_in_its_own_term_where_nobody_holds_anything() {
-    let mut rig = Rig::member();
-    rig.write(0, Decide, piece(0, 0, 2)).unwrap();
-    let mut rig = rig.restarted(6);
-
-    assert_eq!(
-        rig.one(1, fill(1, Copy, 1, vec![span(2, 4)], 0)),
-        filled(&[])
-    );
-    assert_eq!(
-        rig.read(1, 2, 4),
-        Ok(vec![Answer::Junk {
-            span: span(2, 4),
-            term: Term(1)
-        }])
-    );
-    let later = rig.one(1, fill(1, Copy, 2, vec![span(4, 5)], 0));
-    assert!(matches!(later, Err(Refusal::Malformed { .. })));
 }
 
 /// U3: what is decided now is of the request's term; what is repeated keeps its own.
@@ -1228,6 +1205,7 @@ fn spread((answers, payload): (Vec<Answer>, Payload)) -> Vec<(Answer, Vec<u8>)> 
                 Answer::Trimmed(_) => (Answer::Trimmed(one), 0),
                 Answer::Unwritten(_) => (Answer::Unwritten(one), 0),
                 Answer::Unknown(_) => (Answer::Unknown(one), 0),
+                Answer::Damaged(_) => (Answer::Damaged(one), 0),
             };
             spread.push((answer, bytes.split_to(len).to_vec()));
         }
