@@ -221,3 +221,6 @@ impl StreamReader {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,8 +29,8 @@ use crate::log::Log;
 use crate::options::Options;
 use crate::reconfigure;
 
-/// What one way through the network takes.
-const LATENCY: Duration = Duration::from_micros(100);
+/// What one way through the network takes: what tokio's paused clock can tell apart.
+const LATENCY: Duration = Duration::from_millis(1);
 const CLUSTER: ClusterId = ClusterId([9; 16]);
 
 /// What happens to a request.
@@ -88,7 +88,6 @@ impl Gate {
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) server: String,
-    pub(crate) term: Term,
     pub(crate) request: Request,
 }
 
@@ -164,7 +163,7 @@ impl Cluster {
             acceptances: vec![],
         };
         let sequencers = [
-            Sequencer::serving(layout.sequencer.clone(), decided.clone()),
+            Sequencer::serving(layout.sequencer.clone(), &decided),
             Sequencer::blank(layout.standbys[0].clone()),
         ];
         let state = State {
@@ -349,7 +348,6 @@ impl Cluster {
             .find_map(|rule| rule(&server, &head.request));
         state.seen.push(Seen {
             server,
-            term: head.term,
             request: head.request.clone(),
         });
         fault

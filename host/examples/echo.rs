@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p milonga-host --example echo              # both, in two processes, at several depths
+//! cargo run --release -p milonga-host --example echo -- at 64 16  # at one
 //! cargo run --release -p milonga-host --example echo -- client ADDRESS DIR DEPTH REQUEST_BYTES SECONDS
 //! ```
 //! Every call has a task of its own, as in a client library. Reports calls per second, the middle and 99th latency, and
@@ -25,6 +26,16 @@ use tokio::task::JoinSet;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
+/// Calls in flight, and bytes per request.
+const CASES: [(usize, usize); 6] = [
+    (1, 16),
+    (16, 16),
+    (64, 16),
+    (256, 16),
+    (1_024, 16),
+    (64, 4_096),
+];
+
 struct Echo;
 
 impl Service for Echo {
@@ -40,7 +51,8 @@ fn main() -> Outcome<()> {
         .build()?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => runtime.block_on(both()),
+        [] => both(&CASES),
+        ["at", depth, bytes] => both(&[(depth.parse()?, bytes.parse()?)]),
         ["serve", dir] => runtime.block_on(serve(dir.as_ref())),
         ["client", address, dir, depth, bytes, seconds] => runtime.block_on(client(
             address.parse()?,
@@ -50,13 +62,13 @@ fn main() -> Outcome<()> {
             seconds.parse()?,
         )),
         _ => {
-            Err("expected nothing, `serve DIR`, or `client ADDRESS DIR DEPTH BYTES SECONDS`".into())
+            Err("expected nothing, `at DEPTH BYTES`, `serve DIR`, or `client ADDRESS DIR DEPTH BYTES SECONDS`".into())
         }
     }
 }
 
 /// A server in another process, and one client after the other.
-async fn both() -> Outcome<()> {
+fn both(cases: &[(usize, usize)]) -> Outcome<()> {
     let dir = std::env::temp_dir().join(format!("milonga-echo-{}", std::process::id()));
     let clock = Clock::real();
     certificates::create_authority(&dir, &clock, &Random::real(), 2, true)?;
@@ -72,14 +84,7 @@ async fn both() -> Outcome<()> {
     let mut address = String::new();
     let output = server.stdout.take().ok_or("the server has no output")?;
     std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut address)?;
-    for (depth, bytes) in [
-        (1, 16),
-        (16, 16),
-        (64, 16),
-        (256, 16),
-        (1_024, 16),
-        (64, 4_096),
-    ] {
+    for (depth, bytes) in cases {
         let before = cpu_micros(server.id());
         let client = Command::new(&program)
             .args(["client", address.trim()])
@@ -154,14 +159,14 @@ async fn client(
     let elapsed = clock.now().since(start).as_secs_f64();
     let cpu = cpu_micros(std::process::id()) - cpu;
     micros.sort_unstable();
-    let count = micros.len();
-    let at = |part: usize| micros.get(count * part / 100).copied().unwrap_or(0);
+    let count = u32::try_from(micros.len())?;
+    let at = |part: usize| micros.get(micros.len() * part / 100).copied().unwrap_or(0);
     report(&format!(
         "{count} depth {depth}, {bytes} B: {:.0} calls/s, p50 {} µs, p99 {} µs; CPU per call: client {:.2} µs",
-        count as f64 / elapsed,
+        f64::from(count) / elapsed,
         at(50),
         at(99),
-        cpu / count as f64,
+        cpu / f64::from(count),
     ));
     Ok(())
 }
@@ -217,13 +222,13 @@ fn cpu_micros(process: u32) -> f64 {
     let path = format!("/proc/{process}/stat");
     let stat = std::fs::read_to_string(path).unwrap_or_default();
     let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u64 = after_name
+    let ticks: u32 = after_name
         .split_whitespace()
         .skip(11)
         .take(2)
-        .filter_map(|field| field.parse::<u64>().ok())
+        .filter_map(|field| field.parse::<u32>().ok())
         .sum();
-    ticks as f64 * TICK_MICROS
+    f64::from(ticks) * TICK_MICROS
 }
 
 #[allow(clippy::print_stdout)]

@@ -1,8 +1,12 @@
 //! What one log unit's store does on this machine, with nothing else around it.
 //!
-//! `cargo run --release -p milonga-logunit --example store_bench -- DIR [RECORDS]`: commits batches of several sizes, then
-//! fills a store with RECORDS records (10 million) of 128 bytes, opens it again, and reads it. DIR is used up: it must be
-//! empty, and is left full.
+//! ```text
+//! cargo run --release -p milonga-logunit --example store_bench -- DIR commits        batches of several sizes
+//! cargo run --release -p milonga-logunit --example store_bench -- DIR fill 10000000  records of 128 bytes
+//! cargo run --release -p milonga-logunit --example store_bench -- DIR open           opens what was filled
+//! cargo run --release -p milonga-logunit --example store_bench -- DIR read           the same, and reads it
+//! ```
+//! DIR is left full.
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss)]
 
@@ -23,27 +27,27 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome<()> {
     let mut arguments = std::env::args().skip(1);
-    let directory = arguments.next().ok_or("usage: store_bench DIR [RECORDS]")?;
-    let records = arguments
-        .next()
-        .map_or(Ok(10_000_000), |text| text.parse())?;
+    let usage = "usage: store_bench DIR commits|fill N|open|read";
+    let directory = arguments.next().ok_or(usage)?;
     let directory = Path::new(&directory);
-    for (batch, bytes) in [
-        (1, 128),
-        (16, 128),
-        (64, 128),
-        (256, 128),
-        (1_024, 128),
-        (64, 4_096),
-        (256, 4_096),
-    ] {
-        commits(
-            &directory.join(format!("commit-{batch}-{bytes}")),
-            batch,
-            bytes,
-        )?;
+    match arguments.next().as_deref() {
+        Some("commits") => {
+            for count in [1, 16, 64, 256, 1_024] {
+                commits(&directory.join(format!("small-{count}")), count, 128)?;
+            }
+            for count in [64, 256] {
+                commits(&directory.join(format!("large-{count}")), count, 4_096)?;
+            }
+            Ok(())
+        }
+        Some("fill") => {
+            let records = arguments.next().ok_or(usage)?.parse()?;
+            fill(&directory.join("many"), records)
+        }
+        Some("open") => reopen(&directory.join("many")).map(|_| ()),
+        Some("read") => reads(&mut reopen(&directory.join("many"))?),
+        Some(_) | None => Err(usage.into()),
     }
-    many(&directory.join("many"), records)
 }
 
 fn open(directory: &Path) -> Outcome<Store> {
@@ -137,7 +141,7 @@ fn commits(directory: &Path, count: usize, bytes: usize) -> Outcome<()> {
     Ok(())
 }
 
-fn many(directory: &Path, records: usize) -> Outcome<()> {
+fn fill(directory: &Path, records: usize) -> Outcome<()> {
     let clock = Clock::real();
     let mut store = open(directory)?;
     let mut maker = Maker::new(128);
@@ -151,30 +155,29 @@ fn many(directory: &Path, records: usize) -> Outcome<()> {
     }
     println!("fill {records} records: {:?}", clock.now().since(from));
     while store.housekeep() {}
-    drop(store);
-    let before = resident_kib();
-    let from = clock.now();
-    let mut store = open(directory)?;
-    println!("open {records} records: {:?}", clock.now().since(from));
-    let (bytes, found) = store.index_size();
-    let grown = resident_kib().saturating_sub(before) as f64 * 1_024.0;
-    println!(
-        "index: {:.2} B/record counted, {:.2} B/record of resident memory ({found} records)",
-        bytes as f64 / found as f64,
-        grown / found as f64
-    );
-    let from = clock.now();
-    let lacking = store.first_lacking(&maker.stripes, Position::FIRST);
-    println!(
-        "first lacking from 0 ({lacking}): {:?}",
-        clock.now().since(from)
-    );
-    reads(&mut store, &maker, records)
+    Ok(())
 }
 
-fn reads(store: &mut Store, maker: &Maker, records: usize) -> Outcome<()> {
+fn reopen(directory: &Path) -> Outcome<Store> {
     let clock = Clock::real();
-    let count = records.min(2_000_000);
+    let from = clock.now();
+    let store = open(directory)?;
+    println!("open: {:?}", clock.now().since(from));
+    let (bytes, records) = store.index_size();
+    let each = bytes as f64 / records as f64;
+    println!("index of {records} records: {each:.2} B/record");
+    let from = clock.now();
+    let lacking = store.first_lacking(&Maker::new(128).stripes, Position::FIRST);
+    let time = clock.now().since(from);
+    println!("first lacking from 0 ({lacking}): {time:?}");
+    Ok(store)
+}
+
+fn reads(store: &mut Store) -> Outcome<()> {
+    let clock = Clock::real();
+    let maker = Maker::new(128);
+    let end = store.durable().end;
+    let count = store.index_size().1.min(2_000_000);
     for round in ["cold maps", "warm"] {
         let from = clock.now();
         let runs = maker.stripes.runs_from(Position::FIRST);
@@ -186,7 +189,7 @@ fn reads(store: &mut Store, maker: &Maker, records: usize) -> Outcome<()> {
         println!("read in order, {round}: {each:?} each ({bytes} bytes)");
     }
     let random = Random::seeded(1);
-    let stripes = maker.position.0 / 2_000;
+    let stripes = end.0 / 2_000;
     let from = clock.now();
     for _ in 0..count {
         let position = random.below(stripes) * 2_000 + random.below(1_000);
@@ -206,7 +209,7 @@ fn reads(store: &mut Store, maker: &Maker, records: usize) -> Outcome<()> {
         clock.now().since(from) / count as u32
     );
     let from = clock.now();
-    let span = milonga_wire::Span::new(Position::FIRST, maker.position);
+    let span = milonga_wire::Span::new(Position::FIRST, end);
     let page = store.stream_positions(StreamId([7; 16]), span, 4_096);
     println!(
         "a page of {} stream positions: {:?}",
@@ -214,13 +217,4 @@ fn reads(store: &mut Store, maker: &Maker, records: usize) -> Outcome<()> {
         clock.now().since(from)
     );
     Ok(())
-}
-
-/// Memory of this process, as Linux counts it.
-#[allow(clippy::disallowed_methods)]
-fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().nth(1));
-    number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }

@@ -238,6 +238,7 @@ impl From<ChangeError> for Failure {
             | ChangeError::Server(_)
             | ChangeError::NoSequencer(_)
             | ChangeError::Outranked
+            | ChangeError::Unproved(_)
             | ChangeError::NoMajority { .. } => Code::Unavailable,
         };
         let hint = "try again when the servers it names run";

@@ -33,7 +33,7 @@ impl Sequencer {
         }
     }
 
-    pub(super) fn serving(server: Server, decided: Decided) -> Self {
+    pub(super) fn serving(server: Server, decided: &Decided) -> Self {
         let state = State::Serving {
             next: decided.layout.open_segment().start,
             streams: BTreeMap::new(),

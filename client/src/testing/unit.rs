@@ -177,11 +177,16 @@ impl Unit {
         self.damaged.contains(&position) || self.member_from.is_none_or(|from| position < from)
     }
 
-    fn check_decided(kind: WriteKind, decided: Term, term: Term) -> Result<(), Refusal> {
+    fn check_decided(
+        kind: WriteKind,
+        is_junk: bool,
+        decided: Term,
+        term: Term,
+    ) -> Result<(), Refusal> {
         let fits = match kind {
             WriteKind::Decide => decided == term,
             WriteKind::Follow => decided <= term,
-            WriteKind::Copy => decided < term,
+            WriteKind::Copy => decided < term || (is_junk && decided == term),
         };
         if fits {
             Ok(())
@@ -200,7 +205,7 @@ impl Unit {
         let start = self.announced_in(term)?;
         for piece in pieces {
             piece.check(1 << 20)?;
-            Self::check_decided(kind, piece.term, term)?;
+            Self::check_decided(kind, false, piece.term, term)?;
             if kind == WriteKind::Copy && piece.span().end > start {
                 return Err(Refusal::OutOfWindow {
                     position: piece.first,
@@ -252,7 +257,7 @@ impl Unit {
 
     fn fill(&mut self, term: Term, fill: &Fill) -> Result<UnitReply, Refusal> {
         let start = self.announced_in(term)?;
-        Self::check_decided(fill.kind, fill.decided, term)?;
+        Self::check_decided(fill.kind, true, fill.decided, term)?;
         let end = match fill.kind {
             WriteKind::Copy => start,
             WriteKind::Decide | WriteKind::Follow if fill.end.term == term => fill.end.end,
@@ -294,7 +299,7 @@ impl Unit {
                     Answer::Data(head) => head.term <= term,
                     Answer::Junk { term: decided, .. } => *decided <= term,
                     Answer::Trimmed(_) => true,
-                    Answer::Unwritten(_) | Answer::Unknown(_) => !is_old,
+                    Answer::Unwritten(_) | Answer::Unknown(_) | Answer::Damaged(_) => !is_old,
                 };
                 let full = !answers.is_empty() && payload.len() >= bytes_max as usize;
                 if !is_said || full {

@@ -14,12 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use milonga_wire::RequestHead;
+use milonga_wire::Frame;
 use tokio::sync::{Notify, Semaphore};
 
 use super::queue::Queue;
 use crate::Moment;
-use crate::net::{Request, Response};
+use crate::net::Request;
 
 /// Bits of an id that say which slot; the rest count the slot's calls.
 const SLOT_BITS: u32 = 20;
@@ -29,7 +29,8 @@ pub(super) const CALLS_MAX: usize = 1 << SLOT_BITS;
 /// What became of a call.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Reply(Response),
+    /// Whoever waits decodes it.
+    Reply(Frame),
     NotSent(Arc<str>),
     Lost(Arc<str>),
     Deadline,
@@ -76,6 +77,7 @@ struct Slot {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Slots are few and reused: a box per reply would cost more.
 enum Phase {
     Free,
     Waiting(Waker),
@@ -264,7 +266,7 @@ impl Room {
     /// Sends `request` and waits for its reply until `deadline`.
     pub(super) fn exchange(self, request: Request, deadline: Moment) -> Exchange {
         Exchange {
-            step: Step::Queue(self, Box::new(request)),
+            step: Step::Queue(self, request),
             deadline,
         }
     }
@@ -284,8 +286,9 @@ pub(super) struct Exchange {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // It is made once per call and not moved: a box would cost more.
 enum Step {
-    Queue(Room, Box<Request>),
+    Queue(Room, Request),
     Wait(Arc<Lane>, u64),
     Done,
 }
@@ -293,28 +296,32 @@ enum Step {
 impl Future for Exchange {
     type Output = Outcome;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
-        match mem::replace(&mut self.step, Step::Done) {
-            Step::Queue(mut room, request) => {
-                let lane = room.0.clone();
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        let this = self.get_mut();
+        match &mut this.step {
+            Step::Queue(room, request) => {
                 let charge = mem::take(&mut room.1);
-                match lane.queue(*request, charge, self.deadline, context.waker()) {
+                match room
+                    .0
+                    .queue(request, charge, this.deadline, context.waker())
+                {
                     Ok(id) => {
-                        self.step = Step::Wait(lane, id);
+                        this.step = Step::Wait(room.0.clone(), id);
                         Poll::Pending
                     }
                     Err(outcome) => {
-                        lane.release(charge as usize);
-                        Poll::Ready(outcome)
+                        room.0.release(charge as usize);
+                        this.step = Step::Done;
+                        Poll::Ready(*outcome)
                     }
                 }
             }
-            Step::Wait(lane, id) => match lane.poll_outcome(id, context.waker()) {
-                Some(outcome) => Poll::Ready(outcome),
-                None => {
-                    self.step = Step::Wait(lane, id);
-                    Poll::Pending
+            Step::Wait(lane, id) => match lane.poll_outcome(*id, context.waker()) {
+                Poll::Ready(outcome) => {
+                    this.step = Step::Done;
+                    Poll::Ready(outcome)
                 }
+                Poll::Pending => Poll::Pending,
             },
             Step::Done => Poll::Pending,
         }
@@ -332,15 +339,15 @@ impl Drop for Exchange {
 impl Lane {
     fn queue(
         &self,
-        request: Request,
+        request: &mut Request,
         charge: u32,
         deadline: Moment,
         waker: &Waker,
-    ) -> Result<u64, Outcome> {
+    ) -> Result<u64, Box<Outcome>> {
         let mut state = self.state();
         let state = &mut *state;
         if let Some(why) = &state.failed {
-            return Err(Outcome::NotSent(why.clone()));
+            return Err(Outcome::NotSent(why.clone()).into());
         }
         let index = match state.free.pop() {
             Some(index) => index,
@@ -356,17 +363,17 @@ impl Lane {
             }
             None => {
                 let why = format!("{CALLS_MAX} calls are in flight; wait for replies");
-                return Err(Outcome::NotSent(why.into()));
+                return Err(Outcome::NotSent(why.into()).into());
             }
         };
         let slot = &mut state.slots[index as usize];
         slot.count += 1;
         let id = (slot.count << SLOT_BITS) | u64::from(index);
         let was_empty = state.queue.is_empty();
-        let head = RequestHead { id, ..request.head };
-        if let Err(error) = state.queue.push(&head, &request.payload) {
+        request.head.id = id;
+        if let Err(error) = state.queue.push(&request.head, &request.payload) {
             state.free.push(index);
-            return Err(Outcome::Protocol(error.to_string()));
+            return Err(Outcome::Protocol(error.to_string()).into());
         }
         slot.charge = charge;
         slot.end = state.queue.queued();
@@ -384,18 +391,16 @@ impl Lane {
         Ok(id)
     }
 
-    fn poll_outcome(&self, id: u64, waker: &Waker) -> Option<Outcome> {
+    fn poll_outcome(&self, id: u64, waker: &Waker) -> Poll<Outcome> {
         let mut state = self.state();
         let slot = state.slot(id).expect("a slot is freed by its call alone");
-        match &mut slot.phase {
-            Phase::Waiting(old) => {
-                old.clone_from(waker);
-                None
-            }
-            Phase::Over(_) | Phase::Free => match state.free_slot(id) {
-                Phase::Over(outcome) => Some(outcome),
-                Phase::Waiting(_) | Phase::Free => unreachable!("the phase was just seen"),
-            },
+        if let Phase::Waiting(old) = &mut slot.phase {
+            old.clone_from(waker);
+            return Poll::Pending;
+        }
+        match state.free_slot(id) {
+            Phase::Over(outcome) => Poll::Ready(outcome),
+            Phase::Waiting(_) | Phase::Free => unreachable!("its phase was just seen"),
         }
     }
 
@@ -449,7 +454,7 @@ fn give_up(slot: &mut Slot, written: u64, given_up: &mut BTreeMap<u64, u32>) -> 
 mod tests {
     use std::time::Duration;
 
-    use milonga_wire::{ClusterId, Frame, Payload, Refusal, Request as Asked, Term};
+    use milonga_wire::{ClusterId, Payload, Request as Asked, RequestHead, Term};
     use tokio::task::JoinHandle;
 
     use super::*;
@@ -469,9 +474,8 @@ mod tests {
     }
 
     fn answer(id: u64) -> (u64, Outcome) {
-        let reply = Err(Refusal::malformed(id.to_string()));
-        let payload = Payload::new();
-        (id, Outcome::Reply(Response { reply, payload }))
+        let frame = Frame::new(&id, Payload::new()).unwrap();
+        (id, Outcome::Reply(frame))
     }
 
     fn start(lane: &Arc<Lane>, bytes: usize, within_ms: u64) -> JoinHandle<Outcome> {
@@ -484,7 +488,9 @@ mod tests {
         let mut parts = vec![];
         lane.take(&mut parts).await.unwrap();
         let mut arrived = Payload::new();
-        parts.into_iter().for_each(|part| arrived.push(part));
+        for part in parts {
+            arrived.push(part);
+        }
         let mut ids = vec![];
         while let Some(frame) = Frame::take_from(&mut arrived).unwrap() {
             ids.push(frame.decode::<RequestHead>().unwrap().id);
@@ -501,19 +507,19 @@ mod tests {
     async fn a_late_reply_reaches_nobody() {
         let lane = Arc::new(Lane::new(1 << 20));
         let first = start(&lane, 10, 1_000);
-        let late = ids(&lane).await[0];
+        let old = ids(&lane).await[0];
         first.abort();
         assert!(first.await.unwrap_err().is_cancelled());
 
         let second = start(&lane, 10, 1_000);
         let right = ids(&lane).await[0];
-        assert_eq!(late & 0xfffff, right & 0xfffff);
-        deliver(&lane, [answer(late), answer(77)]);
+        assert_eq!(old & 0xfffff, right & 0xfffff);
+        deliver(&lane, [answer(old), answer(77)]);
         deliver(&lane, [answer(right)]);
-        let Outcome::Reply(response) = second.await.unwrap() else {
+        let Outcome::Reply(frame) = second.await.unwrap() else {
             panic!("no reply");
         };
-        assert_eq!(response.reply, Err(Refusal::malformed(right.to_string())));
+        assert_eq!(frame.decode::<u64>(), Ok(right));
         assert_eq!(lane.usage(), (0, 2));
     }
 

@@ -42,6 +42,11 @@ impl Load {
         self.until(|bytes| bytes == 0).await;
     }
 
+    /// Whether [`Load::room`] would not wait.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) <= self.limit
+    }
+
     async fn until(&self, fits: impl Fn(usize) -> bool) {
         loop {
             let mut changed = pin!(self.changed.notified());

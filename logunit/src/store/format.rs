@@ -371,6 +371,12 @@ impl RecordHead {
         }
     }
 
+    /// Bytes of the record whose head, not yet verified, `bytes` start with; with its payload or without.
+    pub(super) fn bytes_at(bytes: &[u8], whole: bool) -> u64 {
+        let payload = if whole { u32_at(bytes, 52) } else { 0 };
+        RECORD_HEAD as u64 + u64::from(u16_at(bytes, 60)) + u64::from(payload)
+    }
+
     /// Bytes that [`Draft::entry`] will take for a record, alignment included.
     pub(super) fn bytes_for(head: &EntryHead, payload: &Payload) -> u64 {
         let streams: usize = head.streams.iter().map(link_bytes).sum();

@@ -306,7 +306,7 @@ impl Index {
     }
 
     /// Where the record of `position` stands, whatever hides it.
-    pub(super) fn find(&self, position: Position) -> Option<Place> {
+    fn find(&self, position: Position) -> Option<Place> {
         self.around(position).find_map(|(file, index)| {
             let slot = index.slots.find(position)?;
             Some(Place { file, slot })
@@ -314,16 +314,23 @@ impl Index {
     }
 
     pub(super) fn slot(&self, position: Position) -> Slot {
+        self.locate(position).0
+    }
+
+    /// What `position` holds, and where its record stands if it can be read.
+    pub(super) fn locate(&self, position: Position) -> (Slot, Option<Place>) {
         if position < self.trimmed {
-            Slot::Trimmed
-        } else if self.damaged.at(position).is_some() {
-            Slot::Damaged
-        } else if let Some((_, term)) = self.junk.at(position) {
-            Slot::Junk(term)
-        } else if self.find(position).is_some() {
-            Slot::Data
-        } else {
-            Slot::Absent
+            return (Slot::Trimmed, None);
+        }
+        if self.damaged.at(position).is_some() {
+            return (Slot::Damaged, None);
+        }
+        if let Some((_, term)) = self.junk.at(position) {
+            return (Slot::Junk(term), None);
+        }
+        match self.find(position) {
+            Some(place) => (Slot::Data, Some(place)),
+            None => (Slot::Absent, None),
         }
     }
 

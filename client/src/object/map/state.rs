@@ -1,7 +1,6 @@
 //! What a map is and how it changes: pure (O1).
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use bytes::Bytes;
 use milonga_wire::Position;
@@ -175,25 +174,14 @@ impl MapState {
         expect: &Expect,
         value: Option<Bytes>,
     ) -> Outcome {
-        let mut entry = self.entries.entry(key);
-        let found = match &mut entry {
-            Entry::Occupied(found) => Some(&*found.get()),
-            Entry::Vacant(_) => None,
-        };
+        let found = self.entries.get(&key);
         if !expect.holds(found) {
             let found = found.map(Versioned::of);
             return Outcome::Conflict { found };
         }
-        match (entry, value) {
-            (entry, Some(value)) => {
-                entry.insert_entry((value, position));
-                Outcome::Put
-            }
-            (Entry::Occupied(found), None) => {
-                found.remove();
-                Outcome::Deleted { existed: true }
-            }
-            (Entry::Vacant(_), None) => Outcome::Deleted { existed: false },
+        match value {
+            Some(value) => self.put(position, key, value),
+            None => self.delete(&key),
         }
     }
 }

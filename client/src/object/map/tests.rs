@@ -15,6 +15,7 @@ fn writer(cluster: &Cluster) -> (Log, Map) {
     (log, map)
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "it is what reads answer")]
 fn found(value: &str, version: u64) -> Option<Versioned> {
     Some(Versioned {
         value: Bytes::copy_from_slice(value.as_bytes()),
@@ -113,6 +114,8 @@ async fn a_conditional_delete_removes_only_what_was_expected() {
             position: Position(2)
         }
     );
+    // Each was told by playing up to it, and nothing was replayed for it.
+    assert_eq!(cluster.seen("q", "end"), 2);
     assert_eq!(map.get(b"").await.unwrap(), None);
 }
 
