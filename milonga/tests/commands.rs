@@ -1,5 +1,7 @@
 //! What commands print and how they exit, against a real cluster.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are no tests to the lint.
+
 mod support;
 
 use std::net::UdpSocket;

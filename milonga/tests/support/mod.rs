@@ -1,7 +1,7 @@
 //! Real processes for tests: the binary itself, and a dev cluster that ends with the test. Nothing here waits for time to
 //! pass: a cluster is there when it says `ready`, a process is gone when it was waited for.
 
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
