@@ -1,7 +1,7 @@
 //! Real processes for tests: the binary itself, and a dev cluster that ends with the test. Nothing here waits for time to
 //! pass: a cluster is there when it says `ready`, a process is gone when it was waited for.
 
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -24,9 +24,9 @@ pub(crate) fn milonga() -> Command {
 /// How a run ended.
 #[derive(Debug)]
 pub(crate) struct Ran {
-    pub code: i32,
-    pub out: String,
-    pub err: String,
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Ran {
