@@ -1,1 +1,3 @@
 //! Milonga.
+
+pub mod bench;
