@@ -40,7 +40,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 pub use self::bytes::{ByteReceiver, ByteSender, ByteService};
-use self::calls::{Lane, Outcome};
+use self::calls::{Lane, Outcome, Room};
 use self::replies::{Load, Replies};
 use crate::net::{Request, Response};
 use crate::tls::{self, Whose};
@@ -502,27 +502,18 @@ impl Inner {
             peer: peer.to_string(),
             why: why.to_owned(),
         };
-        let room = loop {
-            let link = self
-                .link(peer, deadline)
+        let room = match self.room_at_once(peer, bytes) {
+            Some(room) => room,
+            // In a box of its own: calls that find room, nearly all, carry nothing of it about.
+            None => Box::pin(self.room(peer, bytes, deadline))
                 .await
-                .map_err(|why| not_sent(&why))?;
-            let lane = link.lane();
-            if let Some(room) = lane.try_admit(bytes) {
-                break room;
-            }
-            match self
-                .clock
-                .within(self.remaining(deadline), lane.admit(bytes))
-                .await
-            {
-                Ok(Some(room)) => break room,
-                // The connection broke: another may be had.
-                Ok(None) => {}
-                Err(_) => return Err(not_sent("too many bytes are in flight; wait for replies")),
-            }
+                .map_err(|why| not_sent(&why))?,
         };
-        match room.exchange(request, deadline).await {
+        let outcome = match room.send(request, deadline) {
+            Ok(exchange) => exchange.await,
+            Err(outcome) => outcome,
+        };
+        match outcome {
             Outcome::Reply(response) => Ok(response),
             Outcome::NotSent(why) => Err(not_sent(&why)),
             Outcome::Lost(why) => Err(CallError::Lost {
@@ -534,6 +525,37 @@ impl Inner {
                 waited: within,
             }),
             Outcome::Protocol(why) => Err(protocol(why)),
+        }
+    }
+
+    /// Room on a connection that is there.
+    fn room_at_once(&self, peer: &Peer, bytes: usize) -> Option<Room> {
+        match self.peers().get(peer) {
+            Some(State::Up { link, .. }) if link.over().is_none() => link.lane().try_admit(bytes),
+            Some(State::Up { .. } | State::Dialing(_) | State::Down { .. }) | None => None,
+        }
+    }
+
+    /// Room on a connection to `peer`, which is made if there is none; or why there is none by the deadline.
+    async fn room(
+        self: &Arc<Self>,
+        peer: &Peer,
+        bytes: usize,
+        deadline: Moment,
+    ) -> Result<Room, Arc<str>> {
+        loop {
+            let link = self.link(peer, deadline).await?;
+            let lane = link.lane();
+            match self
+                .clock
+                .within(self.remaining(deadline), lane.admit(bytes))
+                .await
+            {
+                Ok(Some(room)) => return Ok(room),
+                // The connection broke: another may be had.
+                Ok(None) => {}
+                Err(_) => return Err("too many bytes are in flight; wait for replies".into()),
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! ```
 //! Numbers are little-endian. The version is the head's first byte and is counted in its length.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use postcard::ser_flavors::{Flavor, Size};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -103,6 +103,21 @@ impl Payload {
         self.chunks.drain(..whole);
         self.len -= taken.len;
         taken
+    }
+
+    /// A frame of `whole` bytes that lies in the first chunk: most do, many to a chunk.
+    fn cut_from_first(&mut self, head: usize, whole: usize) -> Option<Frame> {
+        let first = self.chunks.first_mut()?;
+        if first.len() <= whole {
+            return None;
+        }
+        let frame = Frame {
+            head: first.slice(PREFIX..PREFIX + head),
+            payload: first.slice(PREFIX + head..whole).into(),
+        };
+        first.advance(whole);
+        self.len -= whole;
+        Some(frame)
     }
 
     /// All bytes in one piece: shared if there is one chunk, else copied.
@@ -241,7 +256,7 @@ impl Frame {
         let start = out.len();
         out.put_bytes(0, PREFIX);
         out.put_u8(FORMAT_VERSION);
-        let written = postcard::serialize_with_flavor(head, Tail(out)).map_err(not_a_head);
+        let written = postcard::serialize_with_flavor(head, Tail::new(out)).map_err(not_a_head);
         let whole = out.len() - start + payload_bytes;
         let head_bytes = out.len() - start - PREFIX;
         let fits = head_bytes <= HEAD_BYTES_MAX && whole <= FRAME_BYTES_MAX;
@@ -277,9 +292,13 @@ impl Frame {
         if (arrived.len() as u64) < whole {
             return Ok(None);
         }
+        let (head, whole) = (head as usize, whole as usize);
+        if let Some(frame) = arrived.cut_from_first(head, whole) {
+            return Ok(Some(frame));
+        }
         drop(arrived.split_to(PREFIX));
-        let head_bytes = arrived.split_to(head as usize).into_bytes();
-        let payload = arrived.split_to(length as usize - 4 - head as usize);
+        let head_bytes = arrived.split_to(head).into_bytes();
+        let payload = arrived.split_to(whole - PREFIX - head);
         Ok(Some(Self {
             head: head_bytes,
             payload,
@@ -287,23 +306,61 @@ impl Frame {
     }
 }
 
-/// Where postcard writes when a head goes straight behind what is in a buffer.
-struct Tail<'a>(&'a mut BytesMut);
+/// Where postcard writes when a head goes straight behind what is in a buffer. Ids come byte by byte, so bytes are
+/// gathered here before they go there.
+struct Tail<'a> {
+    out: &'a mut BytesMut,
+    gathered: [u8; GATHERED],
+    len: usize,
+}
+
+/// Most heads fit.
+const GATHERED: usize = 192;
+
+impl<'a> Tail<'a> {
+    fn new(out: &'a mut BytesMut) -> Self {
+        Self {
+            out,
+            gathered: [0; GATHERED],
+            len: 0,
+        }
+    }
+
+    fn flush(&mut self) {
+        self.out.extend_from_slice(&self.gathered[..self.len]);
+        self.len = 0;
+    }
+}
 
 impl Flavor for Tail<'_> {
     type Output = ();
 
     fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(data);
+        match self.gathered.get_mut(self.len..self.len + data.len()) {
+            Some(room) => {
+                room.copy_from_slice(data);
+                self.len += data.len();
+            }
+            None => {
+                self.flush();
+                self.out.extend_from_slice(data);
+            }
+        }
         Ok(())
     }
 
+    #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.put_u8(byte);
+        if self.len == GATHERED {
+            self.flush();
+        }
+        self.gathered[self.len] = byte;
+        self.len += 1;
         Ok(())
     }
 
-    fn finalize(self) -> postcard::Result<()> {
+    fn finalize(mut self) -> postcard::Result<()> {
+        self.flush();
         Ok(())
     }
 }
@@ -320,11 +377,16 @@ fn peek_prefix(arrived: &Payload) -> Option<[u32; 2]> {
         return None;
     }
     let mut prefix = [0; PREFIX];
-    let bytes = arrived.chunks.iter().flatten();
-    prefix
-        .iter_mut()
-        .zip(bytes)
-        .for_each(|(slot, byte)| *slot = *byte);
+    match arrived.chunks.first()?.first_chunk() {
+        Some(whole) => prefix = *whole,
+        None => {
+            let bytes = arrived.chunks.iter().flatten();
+            prefix
+                .iter_mut()
+                .zip(bytes)
+                .for_each(|(slot, byte)| *slot = *byte);
+        }
+    }
     let both = u64::from_le_bytes(prefix);
     Some([both as u32, (both >> 32) as u32])
 }

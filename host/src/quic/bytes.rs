@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ::bytes::Bytes;
 use milonga_wire::Address;
 
-use super::{BindError, CHUNKS, ServerHandle, Served, Transport, why};
+use super::{BindError, CHUNKS, Served, ServerHandle, Transport, why};
 use crate::{BoxFuture, CallError, Peer};
 
 /// A server of byte streams.

@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use milonga_wire::RequestHead;
 use tokio::sync::{Notify, Semaphore};
 
 use super::queue::Queue;
@@ -261,12 +260,15 @@ impl Lane {
 pub(super) struct Room(Arc<Lane>, u32);
 
 impl Room {
-    /// Sends `request` and waits for its reply until `deadline`.
-    pub(super) fn exchange(self, request: Request, deadline: Moment) -> Exchange {
-        Exchange {
-            step: Step::Queue(self, Box::new(request)),
-            deadline,
-        }
+    /// Queues `request`; its reply is waited for until `deadline`.
+    ///
+    /// # Errors
+    /// The call's outcome, if it is over already.
+    pub(super) fn send(mut self, request: Request, deadline: Moment) -> Result<Exchange, Outcome> {
+        let id = self.0.queue(request, self.1, deadline)?;
+        // The call holds the room from now on.
+        self.1 = 0;
+        Ok(Exchange(Some((self.0.clone(), id))))
     }
 }
 
@@ -276,67 +278,37 @@ impl Drop for Room {
     }
 }
 
-/// One call. Dropping it gives the call up.
+/// One call on its way. Dropping it gives the call up.
 #[derive(Debug)]
-pub(super) struct Exchange {
-    step: Step,
-    deadline: Moment,
-}
-
-#[derive(Debug)]
-enum Step {
-    Queue(Room, Box<Request>),
-    Wait(Arc<Lane>, u64),
-    Done,
-}
+pub(super) struct Exchange(Option<(Arc<Lane>, u64)>);
 
 impl Future for Exchange {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
-        match mem::replace(&mut self.step, Step::Done) {
-            Step::Queue(mut room, request) => {
-                let lane = room.0.clone();
-                let charge = mem::take(&mut room.1);
-                match lane.queue(*request, charge, self.deadline, context.waker()) {
-                    Ok(id) => {
-                        self.step = Step::Wait(lane, id);
-                        Poll::Pending
-                    }
-                    Err(outcome) => {
-                        lane.release(charge as usize);
-                        Poll::Ready(outcome)
-                    }
-                }
+        let Some((lane, id)) = &self.0 else {
+            return Poll::Pending;
+        };
+        match lane.poll_outcome(*id, context.waker()) {
+            Some(outcome) => {
+                self.0 = None;
+                Poll::Ready(outcome)
             }
-            Step::Wait(lane, id) => match lane.poll_outcome(id, context.waker()) {
-                Some(outcome) => Poll::Ready(outcome),
-                None => {
-                    self.step = Step::Wait(lane, id);
-                    Poll::Pending
-                }
-            },
-            Step::Done => Poll::Pending,
+            None => Poll::Pending,
         }
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Step::Wait(lane, id) = &self.step {
+        if let Some((lane, id)) = &self.0 {
             lane.abandon(*id);
         }
     }
 }
 
 impl Lane {
-    fn queue(
-        &self,
-        request: Request,
-        charge: u32,
-        deadline: Moment,
-        waker: &Waker,
-    ) -> Result<u64, Outcome> {
+    fn queue(&self, request: Request, charge: u32, deadline: Moment) -> Result<u64, Outcome> {
         let mut state = self.state();
         let state = &mut *state;
         if let Some(why) = &state.failed {
@@ -363,15 +335,16 @@ impl Lane {
         slot.count += 1;
         let id = (slot.count << SLOT_BITS) | u64::from(index);
         let was_empty = state.queue.is_empty();
-        let head = RequestHead { id, ..request.head };
-        if let Err(error) = state.queue.push(&head, &request.payload) {
+        let Request { mut head, payload } = request;
+        head.id = id;
+        if let Err(error) = state.queue.push(&head, &payload) {
             state.free.push(index);
             return Err(Outcome::Protocol(error.to_string()));
         }
         slot.charge = charge;
         slot.end = state.queue.queued();
         slot.deadline = Some(deadline);
-        slot.phase = Phase::Waiting(waker.clone());
+        slot.phase = Phase::Waiting(Waker::noop().clone());
         state.waiting += 1;
         state.calls += 1;
         if was_empty {
@@ -477,7 +450,12 @@ mod tests {
     fn start(lane: &Arc<Lane>, bytes: usize, within_ms: u64) -> JoinHandle<Outcome> {
         let room = lane.try_admit(bytes).unwrap();
         let deadline = Clock::real().now().plus(Duration::from_millis(within_ms));
-        tokio::spawn(room.exchange(request(bytes), deadline))
+        tokio::spawn(async move {
+            match room.send(request(bytes), deadline) {
+                Ok(exchange) => exchange.await,
+                Err(outcome) => outcome,
+            }
+        })
     }
 
     async fn ids(lane: &Lane) -> Vec<u64> {

@@ -1,5 +1,7 @@
 //! Reports: what is printed of a measurement, in the keys that scripts rely on.
 
+use std::time::Duration;
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -20,11 +22,16 @@ pub struct Report {
     pub mb_per_s: f64,
     /// From the start of an operation to its end.
     pub latency_us: Latency,
+    /// Processor time of the client process for one operation.
+    pub client_cpu_us: f64,
     /// Operations that failed.
     pub errors: u64,
     /// The median of the rounds' `ops_per_s`, to that of the baseline's rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
+    /// Processor time of the client process for one operation of the baseline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline_client_cpu_us: Option<f64>,
     /// The baseline's latencies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline_latency_us: Option<Latency>,
@@ -87,6 +94,8 @@ pub struct Line {
     pub concurrency: u32,
     /// Operations a second.
     pub ops_per_s: f64,
+    /// Processor time of the client process for one operation (of a sync: for the whole group).
+    pub client_cpu_us: f64,
     /// From start to end; of a sync, that of the whole group.
     pub latency_us: Latency,
 }
@@ -131,6 +140,7 @@ impl Report {
             seconds: sample.seconds,
             ops_per_s: sample.per_second(),
             latency_us: Latency::of(sample),
+            client_cpu_us: sample.cpu_us(),
             errors: sample.errors,
             fsync: "every commit",
             ..Self::default()
@@ -150,21 +160,26 @@ impl Report {
         if self.ops > 0 {
             let latency = &self.latency_us;
             lines.push(format!(
-                "{}: {:.0} ops/s, {:.1} MB/s; p50 {} µs, p90 {}, p99 {}, p99.9 {}, max {}; {} ops in {:.1} s, {} errors",
+                "{}: {:.0} ops/s, {:.1} MB/s; p50 {} µs, p90 {}, p99 {}, p99.9 {}, max {}; {} ops in {:.1} s, {} errors; client CPU {:.2} µs/op",
                 self.bench, self.ops_per_s, self.mb_per_s, latency.p50, latency.p90, latency.p99, latency.p999,
-                latency.max, self.ops, self.seconds, self.errors
+                latency.max, self.ops, self.seconds, self.errors, self.client_cpu_us
             ));
         }
         if let (Some(ratio), Some(base)) = (self.ratio, &self.baseline_latency_us) {
-            lines.push(format!("{ratio:.2} of the baseline, whose p50 is {} µs", base.p50));
+            lines.push(format!(
+                "{ratio:.2} of the baseline: p50 {} µs, client CPU {:.2} µs/op",
+                base.p50,
+                self.baseline_client_cpu_us.unwrap_or(0.0)
+            ));
         }
         for unit in &self.units {
             lines.push(format!("{}: {} reads", unit.name, unit.reads));
         }
         for line in &self.lines {
             lines.push(format!(
-                "{:<11} {:>6} B  c={:<5} {:>10.0} /s   p50 {:>8} µs   p99 {:>8} µs",
-                line.what, line.size, line.concurrency, line.ops_per_s, line.latency_us.p50, line.latency_us.p99
+                "{:<11} {:>6} B  c={:<5} {:>10.0} /s   p50 {:>8} µs   p99 {:>8} µs   CPU {:>7.2} µs",
+                line.what, line.size, line.concurrency, line.ops_per_s, line.latency_us.p50, line.latency_us.p99,
+                line.client_cpu_us
             ));
         }
         lines.join("\n")
@@ -177,12 +192,16 @@ pub(super) fn merged(samples: Vec<Sample>) -> Sample {
         operations: 0,
         errors: 0,
         seconds: 0.0,
+        cpu: Duration::ZERO,
+        cpu_ends: 0,
         latency: Histogram::new(3).expect("three digits are allowed"),
     };
     samples.into_iter().fold(empty, |mut all, sample| {
         all.operations += sample.operations;
         all.errors += sample.errors;
         all.seconds += sample.seconds;
+        all.cpu += sample.cpu;
+        all.cpu_ends += sample.cpu_ends;
         all.latency
             .add(&sample.latency)
             .expect("a histogram without bounds grows");
@@ -222,12 +241,15 @@ mod tests {
                 operations: 100,
                 errors: 1,
                 seconds: 2.0,
+                cpu: Duration::from_micros(200),
+                cpu_ends: 100,
                 latency,
             }
         };
         let report = Report::of(&merged(vec![round(1_000_000), round(3_000_000)])).sized(100, 2);
 
         assert_eq!((report.ops, report.errors), (200, 2));
+        assert!((report.client_cpu_us - 2.0).abs() < 1e-9);
         assert!((report.ops_per_s - 50.0).abs() < 1e-9);
         assert!((report.mb_per_s - 0.01).abs() < 1e-9);
         assert!((report.latency_us.p50 - 1_000.0).abs() < 2.0);

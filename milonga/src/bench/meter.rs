@@ -13,6 +13,8 @@ use tokio::sync::mpsc;
 
 /// The longest latency that is told apart, in nanoseconds.
 const NANOS_MAX: u64 = 120_000_000_000;
+/// How many operations lie between two looks at the processor time.
+const CPU_EVERY: u64 = 256;
 
 /// How long a round is.
 #[derive(Copy, Clone, Debug)]
@@ -31,11 +33,21 @@ pub(super) struct Sample {
     pub(super) operations: u64,
     pub(super) errors: u64,
     pub(super) seconds: f64,
+    /// Processor time of this process in the window.
+    pub(super) cpu: Duration,
+    /// Operations that it was spent on.
+    pub(super) cpu_ends: u64,
     /// In nanoseconds.
     pub(super) latency: Histogram<u64>,
 }
 
 impl Sample {
+    /// Processor time of this process for one operation, in microseconds.
+    #[allow(clippy::cast_precision_loss)]
+    pub(super) fn cpu_us(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.cpu_ends.max(1) as f64
+    }
+
     #[allow(clippy::cast_precision_loss)]
     pub(super) fn per_second(&self) -> f64 {
         if self.seconds > 0.0 {
@@ -61,6 +73,11 @@ struct State {
     /// Operations that may still begin, in a round by count.
     left: u64,
     last: Moment,
+    /// Processor time at the first and the last end inside the window.
+    cpu: Option<(Duration, Duration)>,
+    ends: u64,
+    /// How many ends lie between the two.
+    cpu_ends: u64,
     operations: u64,
     errors: u64,
     latency: Histogram<u64>,
@@ -81,6 +98,9 @@ impl Meter {
             state: Mutex::new(State {
                 left: plan.operations.unwrap_or(u64::MAX),
                 last: from,
+                cpu: None,
+                ends: 0,
+                cpu_ends: 0,
                 operations: 0,
                 errors: 0,
                 latency: latency.expect("the bounds are in order"),
@@ -110,6 +130,13 @@ impl Meter {
         }
         let mut state = self.state();
         state.last = state.last.max(now);
+        // Asking costs as much as a small operation: a few dozen times a second is enough.
+        if state.ends % CPU_EVERY == 0 {
+            let cpu = processor_time();
+            state.cpu = Some((state.cpu.map_or(cpu, |(first, _)| first), cpu));
+            state.cpu_ends = state.ends;
+        }
+        state.ends += 1;
         if succeeded {
             state.operations += 1;
             let nanos = now.since(began).as_nanos() as u64;
@@ -122,11 +149,19 @@ impl Meter {
     /// What was counted.
     pub(super) fn sample(&self) -> Sample {
         let state = self.state();
-        let until = if self.by_count { state.last } else { self.until };
+        let until = if self.by_count {
+            state.last
+        } else {
+            self.until
+        };
         Sample {
             operations: state.operations,
             errors: state.errors,
             seconds: until.since(self.from).as_secs_f64(),
+            cpu: state
+                .cpu
+                .map_or(Duration::ZERO, |(first, last)| last - first),
+            cpu_ends: state.cpu_ends,
             latency: state.latency.clone(),
         }
     }
@@ -171,6 +206,12 @@ where
     // Nothing is ever sent: this returns when the last task is gone.
     ended.recv().await;
     meter.sample()
+}
+
+/// What all threads of this process have used.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 #[cfg(test)]
@@ -232,7 +273,11 @@ mod tests {
         assert_eq!(sample.operations, 4 * 100);
         assert_eq!(begun, 4 * 110);
         assert!((sample.per_second() - 400.0).abs() < 1.0);
-        assert!(sample.latency.min() >= 9_900_000, "{}", sample.latency.min());
+        assert!(
+            sample.latency.min() >= 9_900_000,
+            "{}",
+            sample.latency.min()
+        );
     }
 
     /// M2.
@@ -246,7 +291,11 @@ mod tests {
         let (sample, _) = loop_of(&host(), plan, 10).await;
 
         assert_eq!(sample.operations, 50);
-        assert!(sample.seconds > 0.12 && sample.seconds < 0.15, "{}", sample.seconds);
+        assert!(
+            sample.seconds > 0.12 && sample.seconds < 0.15,
+            "{}",
+            sample.seconds
+        );
     }
 
     /// M2: a cluster that fails fast must not look fast.
@@ -260,6 +309,10 @@ mod tests {
         let sample = closed_loop(&host(), 1, plan, |_| async { false }).await;
 
         assert_eq!(sample.operations, 0);
-        assert!(sample.errors > 1 && sample.errors < 100, "{}", sample.errors);
+        assert!(
+            sample.errors > 1 && sample.errors < 100,
+            "{}",
+            sample.errors
+        );
     }
 }

@@ -191,7 +191,9 @@ pub enum BenchError {
     #[error("the baseline: {0}; try --dir with a writable folder, or --baseline false")]
     Baseline(String),
     /// Nothing succeeded within the window.
-    #[error("no operation succeeded in {seconds} s ({errors} failed); try a longer --seconds, or `milonga cluster status`")]
+    #[error(
+        "no operation succeeded in {seconds} s ({errors} failed); try a longer --seconds, or `milonga cluster status`"
+    )]
     Nothing {
         /// How long it was tried.
         seconds: f64,
@@ -251,7 +253,9 @@ async fn in_turn(
     let mut report = Report::of(&all);
     if !theirs.is_empty() {
         report.ratio = Some(median(&own) / median(&base));
-        report.baseline_latency_us = Some(Latency::of(&merged(theirs)));
+        let theirs = merged(theirs);
+        report.baseline_latency_us = Some(Latency::of(&theirs));
+        report.baseline_client_cpu_us = Some(theirs.cpu_us());
     }
     report.rounds = (0..own.len())
         .map(|index| Round {

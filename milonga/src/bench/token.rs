@@ -7,8 +7,8 @@ use milonga_client::Log;
 use milonga_host::net::Request;
 use milonga_host::{Host, Peer};
 use milonga_wire::{
-    Decided, Kind, Payload, Reply, Request as Wanted, RequestHead, SequencerReply, SequencerRequest,
-    Target,
+    Decided, Kind, Payload, Reply, Request as Wanted, RequestHead, SequencerReply,
+    SequencerRequest, Target,
 };
 
 use super::baseline::{Bare, Probe};
@@ -87,9 +87,6 @@ impl Tokens {
         };
         let response = self.host.net.call(&self.peer, request, WITHIN).await;
         let reply = response.map(|response| response.reply);
-        matches!(
-            reply,
-            Ok(Ok(Reply::Sequencer(SequencerReply::Token(_))))
-        )
+        matches!(reply, Ok(Ok(Reply::Sequencer(SequencerReply::Token(_)))))
     }
 }

@@ -136,7 +136,11 @@ async fn read(
             .read(|chunk| {
                 let length = |rest: &[u8]| (rest.len() >= answered).then_some(answered);
                 let fed = cutter.feed(&chunk, length, |frame| {
-                    let number = if frame.len() >= 2 * ID { u64_at(frame, ID) } else { 0 };
+                    let number = if frame.len() >= 2 * ID {
+                        u64_at(frame, ID)
+                    } else {
+                        0
+                    };
                     answers.push((u64_at(frame, 0), number));
                 });
                 broken = fed.err().or(broken.take());

@@ -104,8 +104,7 @@ impl Bare {
             });
         }
         let files = credential_files(host, certs, Role::Writer, "client")?;
-        let credentials =
-            Credentials::load(&files, &host.clock).map_err(|error| failed(&error))?;
+        let credentials = Credentials::load(&files, &host.clock).map_err(|error| failed(&error))?;
         let (clock, random) = (host.clock.clone(), host.random.clone());
         let options = TransportOptions::default();
         let transport = Transport::bind(options, credentials, clock, random, &host.tasks)
@@ -216,12 +215,14 @@ fn line(what: &'static str, size: u32, concurrency: u32, sample: &Sample) -> Lin
         size,
         concurrency,
         ops_per_s: sample.per_second(),
+        client_cpu_us: sample.cpu_us(),
         latency_us: Latency::of(sample),
     }
 }
 
 fn server_name(name: &str) -> ServerName {
-    name.parse().expect("letters, digits and a hyphen are a name")
+    name.parse()
+        .expect("letters, digits and a hyphen are a name")
 }
 
 fn credential_files(

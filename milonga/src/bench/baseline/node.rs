@@ -84,7 +84,8 @@ pub fn node(args: &NodeArgs) -> Result<(), BenchError> {
         let listen = "127.0.0.1:0".parse().expect("it is an address");
         let handle = transport.serve_bytes(&listen, service).await;
         let handle = handle.map_err(|error| failed(&error))?;
-        writeln!(std::io::stdout(), "{}", handle.local_address()).map_err(|error| failed(&error))?;
+        writeln!(std::io::stdout(), "{}", handle.local_address())
+            .map_err(|error| failed(&error))?;
         // The caller holds the other end and writes nothing: this ends with the caller.
         let _ = tokio::io::stdin().read(&mut [0]).await;
         Ok(())
