@@ -43,6 +43,10 @@ impl Load {
     }
 
     async fn until(&self, fits: impl Fn(usize) -> bool) {
+        // Nearly always; to be told of a change takes a lock.
+        if fits(self.bytes.load(Ordering::Acquire)) {
+            return;
+        }
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
