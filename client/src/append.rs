@@ -18,7 +18,7 @@ use milonga_wire::limits::{
 };
 use milonga_wire::{
     ConfirmedEnd, Decided, Payload, Piece, Position, Refusal, SequencerReply, SequencerRequest,
-    Span, Stamp, StreamId, Token,
+    Span, Stamp, StreamId, Term, Token,
 };
 
 use crate::calls::unexpected;
@@ -295,8 +295,17 @@ impl Append<'_> {
             let end = write_piece(self.log, &mut self.patience, decided, piece, payload).await;
             let mut left = Left::default();
             self.note(piece, end, &mut left);
-            if let Some((from, _)) = left.lost.first() {
-                left.lost = vec![(*from, to)];
+            if let Some((from, _)) = left.lost.first().copied() {
+                // What lies behind it of this piece is not to be appended again if some of it is in the log.
+                let behind = &self.positions[from as usize..to as usize];
+                if behind.iter().any(Option::is_some) {
+                    let why =
+                        "an earlier record lost its place, and later ones of its piece did not"
+                            .to_owned();
+                    left.stop.get_or_insert(Unavailable::Protocol { why });
+                } else {
+                    left.lost = vec![(from, to)];
+                }
             }
             if !left.lost.is_empty() || !left.unknown.is_empty() {
                 return left;
@@ -351,9 +360,7 @@ impl Append<'_> {
                 .sequencer(&layout.sequencer, layout.term, request)
                 .await
             {
-                Ok(SequencerReply::Token(token))
-                    if token.term == layout.term && token.count == count =>
-                {
+                Ok(SequencerReply::Token(token)) if is_good(&token, layout.term, count) => {
                     return Ok((decided, token));
                 }
                 Ok(_) => unexpected("the sequencer").into(),
@@ -403,6 +410,12 @@ impl Append<'_> {
             }
         }
     }
+}
+
+/// Whether a token is of this term, as long as was asked, and leaves room above itself.
+fn is_good(token: &Token, term: Term, count: u32) -> bool {
+    let ends = token.first.0.checked_add(u64::from(count));
+    token.term == term && token.count == count && ends.is_some_and(|end| end < u64::MAX)
 }
 
 fn placed(piece: &Piece) -> Placed {
@@ -474,6 +487,11 @@ async fn write_piece(
             }
             Err(error) => error.into(),
         };
+        if let Trouble::Server(failure) = &trouble
+            && matches!(failure.refusal(), Some(Refusal::Trimmed { .. }))
+        {
+            return resolve(log, patience, piece, None).await;
+        }
         if let Err(why) = log.after(patience, piece.term, trouble).await {
             // A refusal of the first try at the head proves that nothing was written; a later one does not: look.
             return Box::pin(resolve(log, patience, piece, Some(why))).await;
@@ -533,17 +551,18 @@ impl Producer {
     /// further appends, since their order could not be promised: resume what was saved, then take a new handle.
     pub async fn append(&mut self, records: &[Bytes]) -> Result<Vec<Position>, AppendError> {
         if let Some(saved) = &self.broken {
-            let why = format!(
-                "an earlier append of this handle has no known outcome; resume {saved} first"
-            );
+            let why = format!("this handle had an append {saved}; take a new handle");
             return Err(AppendError::NotAppended {
                 why: Unavailable::Protocol { why },
             });
         }
+        // Whoever drops this future leaves a piece whose outcome nobody saw.
+        self.broken = Some("that was given up half way".to_owned());
+        let records_max = self.run_records().await;
         let mut positions = Vec::with_capacity(records.len());
         let mut rest = records;
         while !rest.is_empty() {
-            let count = run_length(rest);
+            let count = run_length(rest, records_max);
             let (run, behind) = rest.split_at(count);
             match self.log.append_run(run, &self.streams, true).await {
                 Ok(appended) => positions.extend(appended.positions),
@@ -551,7 +570,20 @@ impl Producer {
             }
             rest = behind;
         }
+        self.broken = None;
         Ok(positions)
+    }
+
+    /// Records in one run: a stripe's width where there are several chains, since a run's later pieces wait, unwritten,
+    /// for its earlier ones, and readers take what waits too long for a hole.
+    async fn run_records(&self) -> usize {
+        let all = RUN_RECORDS_MAX as usize;
+        match self.log.layout().await {
+            Ok(decided) if decided.layout.open_segment().chains.len() > 1 => {
+                all.min(decided.layout.open_segment().stripe_width as usize)
+            }
+            Ok(_) | Err(_) => all,
+        }
     }
 
     /// The error of one run, told of the whole call.
@@ -562,6 +594,7 @@ impl Producer {
             positions.resize(all, None);
             positions
         };
+        self.broken = None;
         match error {
             AppendError::NotAppended { why } if before.is_empty() => {
                 AppendError::NotAppended { why }
@@ -579,7 +612,7 @@ impl Producer {
                 positions,
                 why,
             } => {
-                self.broken = Some(saved.to_string());
+                self.broken = Some(format!("that has no known outcome; resume {saved}"));
                 AppendError::Unknown {
                     saved,
                     positions: whole(positions),
@@ -591,14 +624,14 @@ impl Producer {
 }
 
 /// How many of `records` fit one run: at least one, so that a record over the limit is refused by name.
-fn run_length(records: &[Bytes]) -> usize {
+fn run_length(records: &[Bytes], records_max: usize) -> usize {
     let mut bytes = 0;
-    let fits = records
-        .iter()
-        .take(RUN_RECORDS_MAX as usize)
-        .take_while(|record| {
-            bytes += record.len();
-            bytes <= PIECE_BYTES_MAX
-        });
+    let fits = records.iter().take(records_max).take_while(|record| {
+        bytes += record.len();
+        bytes <= PIECE_BYTES_MAX
+    });
     fits.count().max(1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,8 +6,8 @@ use milonga_host::net::PeerKind;
 use milonga_host::{CallError, Host, Peer};
 use milonga_wire::{
     Address, ClusterId, Description, Kind, LayoutReply, LayoutRequest, Payload, Refusal, Reply,
-    Request, RequestHead, SequencerReply, SequencerRequest, Server, Target, Term, UnitReply,
-    UnitRequest,
+    Request, RequestHead, SequencerReply, SequencerRequest, Server, ServerName, Target, Term,
+    UnitReply, UnitRequest,
 };
 
 /// Why a call brought no answer.
@@ -27,6 +27,21 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The name of the server that refused or did not answer, if a layout names it.
+    pub(crate) fn server(&self) -> Option<ServerName> {
+        let peer = match self {
+            Self::Refused { server, .. } => server,
+            Self::Call(
+                CallError::NotSent { peer, .. }
+                | CallError::Lost { peer, .. }
+                | CallError::Deadline { peer, .. }
+                | CallError::Protocol { peer, .. },
+            ) => peer,
+        };
+        // A peer prints as its name and its address, or as its address alone, which is no name.
+        peer.split(' ').next()?.parse().ok()
+    }
+
     /// The refusal, if the server gave one.
     pub(crate) fn refusal(&self) -> Option<&Refusal> {
         match self {
@@ -51,6 +66,11 @@ impl Calls {
             cluster,
             within,
         }
+    }
+
+    /// The cluster that every call names.
+    pub(crate) fn cluster(&self) -> ClusterId {
+        self.cluster
     }
 
     /// Asks a log unit.

@@ -11,7 +11,7 @@
 //!
 //! Source: van Renesse and Schneider, *Chain Replication* (OSDI '04); CORFU (NSDI '12), "Completing writes" and "Filling holes".
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use milonga_wire::limits::{
     FILL_POSITIONS_MAX, PIECE_BYTES_MAX, PIECES_MAX, READ_BYTES_MAX, SPANS_MAX,
@@ -22,6 +22,9 @@ use milonga_wire::{
 };
 
 use crate::calls::{Calls, Failure, unexpected};
+
+/// Bytes of piece heads in one push, about: far below what a frame's head may take.
+const PUSH_HEADS_MAX: usize = 1 << 20;
 
 /// Why an operation on a chain did not come to its end.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -59,6 +62,7 @@ pub(crate) enum Found {
     Trimmed(Span),
     Unwritten(Span),
     Unknown(Span),
+    Damaged(Span),
 }
 
 impl Found {
@@ -68,7 +72,8 @@ impl Found {
             Self::Junk(span, _)
             | Self::Trimmed(span)
             | Self::Unwritten(span)
-            | Self::Unknown(span) => *span,
+            | Self::Unknown(span)
+            | Self::Damaged(span) => *span,
         }
     }
 }
@@ -160,40 +165,55 @@ impl<'a> OneChain<'a> {
         while !rest.is_empty() {
             let asked = rest.iter().copied().take(SPANS_MAX).collect();
             let part = self.read(unit, asked, READ_BYTES_MAX).await?;
-            if part.is_empty() || !part.iter().all(|piece| advance(&mut rest, piece.span())) {
+            if part.is_empty() {
                 return Err(unexpected(unit.name.as_str()).into());
+            }
+            for piece in &part {
+                advance(&mut rest, piece.span());
             }
             found.extend(part);
         }
         Ok(found)
     }
 
-    /// What `spans` hold on `unit`, as far as one reply goes.
+    /// What `spans` hold on `unit`, as far as one reply goes: only what was asked, in order, each record whole.
     pub(crate) async fn read(
         &self,
         unit: &Server,
         spans: Vec<Span>,
         bytes_max: u32,
     ) -> Result<Vec<Found>, ChainError> {
+        let mut rest: VecDeque<Span> = spans.iter().copied().collect();
         let request = UnitRequest::Read { spans, bytes_max };
         let (reply, mut payload) = self
             .calls
             .unit(unit, self.layout.term, request, Payload::new())
             .await?;
+        let nonsense = || ChainError::from(unexpected(unit.name.as_str()));
         let UnitReply::Read(answers) = reply else {
-            return Err(unexpected(unit.name.as_str()).into());
+            return Err(nonsense());
         };
-        let found = answers.into_iter().map(|answer| match answer {
-            Answer::Data(head) => {
-                let bytes = payload.split_to(head.len as usize);
-                Found::Data(head, bytes)
+        let mut all = Vec::with_capacity(answers.len());
+        for answer in answers {
+            if !advance(&mut rest, answer.span()) {
+                return Err(nonsense());
             }
-            Answer::Junk { span, term } => Found::Junk(span, term),
-            Answer::Trimmed(span) => Found::Trimmed(span),
-            Answer::Unwritten(span) => Found::Unwritten(span),
-            Answer::Unknown(span) => Found::Unknown(span),
-        });
-        Ok(found.collect())
+            all.push(match answer {
+                Answer::Data(head) => {
+                    let bytes = payload.split_to(head.len as usize);
+                    if bytes.len() != head.len as usize {
+                        return Err(nonsense());
+                    }
+                    Found::Data(head, bytes)
+                }
+                Answer::Junk { span, term } => Found::Junk(span, term),
+                Answer::Trimmed(span) => Found::Trimmed(span),
+                Answer::Unwritten(span) => Found::Unwritten(span),
+                Answer::Unknown(span) => Found::Unknown(span),
+                Answer::Damaged(span) => Found::Damaged(span),
+            });
+        }
+        Ok(all)
     }
 
     /// All units, head first.
@@ -249,7 +269,8 @@ impl<'a> OneChain<'a> {
 
     /// Puts back, down the whole chain, what any of its units holds of `spans`, and junk where none does.
     ///
-    /// Every unit must answer. `spans` must lie below the open segment, whose layout is decided.
+    /// Every unit must answer. `spans` must lie below the open segment, whose layout is decided. Where a unit held
+    /// something that it cannot read any more and no other holds it, the entry is lost, and nothing takes its place.
     pub(crate) async fn restore(
         &self,
         spans: &[Span],
@@ -257,28 +278,54 @@ impl<'a> OneChain<'a> {
     ) -> Result<(), ChainError> {
         let mut held: Vec<Found> = vec![];
         let mut missing: Vec<Span> = spans.to_vec();
+        let mut damaged: BTreeSet<Position> = BTreeSet::new();
         for unit in self.units() {
-            let mut lacking = vec![];
+            let mut lacking: Vec<Span> = vec![];
             for found in self.read_all(unit, &missing).await? {
+                let span = found.span();
                 match found {
-                    Found::Data(..) | Found::Junk(..) | Found::Trimmed(_) => held.push(found),
-                    Found::Unwritten(span) | Found::Unknown(span) => lacking.push(span),
+                    Found::Data(..) | Found::Junk(..) | Found::Trimmed(_) => {
+                        held.push(found);
+                        continue;
+                    }
+                    Found::Unwritten(_) | Found::Unknown(_) => {}
+                    Found::Damaged(_) => damaged.extend(span.positions()),
+                }
+                match lacking.last_mut() {
+                    Some(last) if last.end == span.start => last.end = span.end,
+                    Some(_) | None => lacking.push(span),
                 }
             }
             missing = lacking;
         }
-        held.extend(
-            missing
-                .into_iter()
-                .map(|span| Found::Junk(span, self.layout.term)),
-        );
+        let mut lost = None;
+        for position in missing.into_iter().flat_map(Span::positions) {
+            if damaged.contains(&position) {
+                lost.get_or_insert(Span::one(position));
+                continue;
+            }
+            match held.last_mut() {
+                Some(Found::Junk(span, term))
+                    if *term == self.layout.term && span.end == position =>
+                {
+                    span.end = position.next();
+                }
+                Some(_) | None => held.push(Found::Junk(Span::one(position), self.layout.term)),
+            }
+        }
         for unit in self.units() {
             self.push(unit, WriteKind::Copy, &held, end).await?;
         }
-        Ok(())
+        match lost {
+            None => Ok(()),
+            Some(span) => Err(ChainError::Unknown {
+                unit: "every unit of the chain".to_owned(),
+                span,
+            }),
+        }
     }
 
-    /// Makes `unit` hold all of `entries`.
+    /// Makes `unit` hold all of `entries` that are held at all; what is not is named when the rest is done.
     async fn push(
         &self,
         unit: &Server,
@@ -286,30 +333,29 @@ impl<'a> OneChain<'a> {
         entries: &[Found],
         end: ConfirmedEnd,
     ) -> Result<(), ChainError> {
-        let (mut pieces, mut payload) = (vec![], Payload::new());
+        let (mut pieces, mut payload, mut heads) = (vec![], Payload::new(), 0);
         let mut junk: BTreeMap<Term, Vec<Span>> = BTreeMap::new();
+        let mut unknown = None;
         for found in entries {
             match found {
                 Found::Data(head, bytes) => {
-                    if payload.len() + bytes.len() > PIECE_BYTES_MAX || pieces.len() >= PIECES_MAX {
-                        self.put_all(
-                            unit,
-                            kind,
-                            std::mem::take(&mut pieces),
-                            std::mem::take(&mut payload),
-                        )
-                        .await?;
+                    let full = payload.len() + bytes.len() > PIECE_BYTES_MAX
+                        || pieces.len() >= PIECES_MAX
+                        || heads > PUSH_HEADS_MAX;
+                    if full {
+                        let pieces = std::mem::take(&mut pieces);
+                        self.put_all(unit, kind, pieces, std::mem::take(&mut payload))
+                            .await?;
+                        heads = 0;
                     }
+                    heads += 64 + head.streams.len() * 64;
                     pieces.push(Piece::one(head.clone()));
                     payload.append(bytes.clone());
                 }
                 Found::Junk(span, decided) => junk.entry(*decided).or_default().push(*span),
                 Found::Trimmed(_) => {}
-                Found::Unwritten(span) | Found::Unknown(span) => {
-                    return Err(ChainError::Unknown {
-                        unit: self.head().name.to_string(),
-                        span: *span,
-                    });
+                Found::Unwritten(span) | Found::Unknown(span) | Found::Damaged(span) => {
+                    unknown.get_or_insert(*span);
                 }
             }
         }
@@ -317,7 +363,13 @@ impl<'a> OneChain<'a> {
         for (decided, spans) in junk {
             self.fill(unit, kind, decided, &spans, end).await?;
         }
-        Ok(())
+        match unknown {
+            None => Ok(()),
+            Some(span) => Err(ChainError::Unknown {
+                unit: self.head().name.to_string(),
+                span,
+            }),
+        }
     }
 
     /// Writes pieces that must be there afterwards: another value is a divergence.

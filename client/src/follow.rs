@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use milonga_wire::{Position, Span};
 
-use crate::entry::Entry;
+use crate::entry::{Entry, Kind};
 use crate::log::Log;
 use crate::read::{ReadError, Round};
 use crate::trouble::Patience;
@@ -39,7 +39,7 @@ impl Follower {
         self.ready.front().map_or(self.next, |entry| entry.position)
     }
 
-    /// The next entry: data, junk or trimmed, never a gap. Waits for as long as it takes at the end of the log.
+    /// The next entry: data, junk, trimmed or lost, never a gap. Waits for as long as it takes at the end of the log.
     ///
     /// # Errors
     /// [`ReadError`] if the log could not be read for the client's deadline. The follower stays where it is: call again.
@@ -54,7 +54,8 @@ impl Follower {
         }
     }
 
-    /// The next entry, or none if the follower has caught up with the end of the log.
+    /// The next entry, or none if the follower has caught up with the end of the log (or, if the client settles nothing,
+    /// with a hole).
     ///
     /// # Errors
     /// As [`Follower::next`].
@@ -64,6 +65,8 @@ impl Follower {
             let host = self.log.host();
             let mut patience = Patience::new(&host.clock, &host.random, self.log.options.deadline);
             match self.log.round(span, &mut patience).await? {
+                // A client that settles nothing is shown holes. What is in flight there must not be passed by.
+                Round::Entries(entries) if entries[0].kind == Kind::Unwritten => return Ok(None),
                 Round::Entries(entries) => {
                     self.pause = PAUSES.0;
                     self.ready = entries.into();
@@ -78,3 +81,6 @@ impl Follower {
         Ok(entry)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use milonga_wire::{Address, Decided, Layout, LayoutReply, LayoutRequest, Standing, Term};
 
-use crate::calls::{Calls, Failure};
+use crate::calls::Calls;
 
 /// What a majority of the layout servers said.
 #[derive(Clone, Debug)]
@@ -85,25 +85,38 @@ impl Layouts {
 
     /// Reads from a majority and keeps the newest.
     pub(crate) async fn read(&self) -> Result<Known, LayoutsError> {
-        let answers = self.ask(Term::GENESIS, LayoutRequest::Newest).await?;
-        let newest = answers
-            .iter()
-            .filter_map(|reply| match reply {
-                LayoutReply::Newest { decided, .. } => decided.as_deref(),
-                _ => None,
-            })
-            .max_by_key(|decided| decided.layout.term)
-            .cloned()
-            .ok_or(LayoutsError::Blank)?;
-        let standings = answers
-            .iter()
+        let cluster = self.calls.cluster();
+        // A blank server, or one that talks nonsense, does not count: it may be a wiped one.
+        let counts = |reply: &LayoutReply| match reply {
+            LayoutReply::Newest {
+                decided: Some(decided),
+                ..
+            } => decided.layout.cluster == cluster && decided.layout.validate().is_ok(),
+            _ => false,
+        };
+        let answers = self
+            .ask(Term::GENESIS, LayoutRequest::Newest, counts)
+            .await?;
+        let standings: Vec<(Decided, Standing)> = answers
+            .into_iter()
             .filter_map(|reply| match reply {
                 LayoutReply::Newest {
                     decided: Some(decided),
                     standing,
-                } if decided.layout.term == newest.layout.term => Some(standing.clone()),
+                } => Some((*decided, standing)),
                 _ => None,
             })
+            .collect();
+        let newest = standings
+            .iter()
+            .map(|(decided, _)| decided)
+            .max_by_key(|decided| decided.layout.term);
+        let newest = newest.cloned().ok_or(LayoutsError::Blank)?;
+        let of_newest = |decided: &Decided| decided.layout.term == newest.layout.term;
+        let standings = standings
+            .into_iter()
+            .filter(|(decided, _)| of_newest(decided))
+            .map(|(_, standing)| standing)
             .collect();
         self.adopt(newest.clone());
         Ok(Known {
@@ -122,7 +135,8 @@ impl Layouts {
         if let Some(known) = self.known().filter(|known| known.layout.term == term) {
             return Ok(Some((*known).clone()));
         }
-        let answers = self.ask(term, LayoutRequest::At).await?;
+        let counts = |reply: &LayoutReply| matches!(reply, LayoutReply::At { .. });
+        let answers = self.ask(term, LayoutRequest::At, counts).await?;
         Ok(answers.into_iter().find_map(|reply| match reply {
             LayoutReply::At { decided } => decided.map(|decided| *decided),
             _ => None,
@@ -145,6 +159,7 @@ impl Layouts {
         &self,
         term: Term,
         request: LayoutRequest,
+        counts: impl Fn(&LayoutReply) -> bool,
     ) -> Result<Vec<LayoutReply>, LayoutsError> {
         let known = self.known();
         let addresses: Vec<Address> = match &known {
@@ -158,13 +173,29 @@ impl Layouts {
         };
         let needed = addresses.len() / 2 + 1;
         let asked = addresses.len();
-        let calls = addresses.into_iter().map(|address| {
-            let (calls, request) = (self.calls.clone(), request.clone());
-            async move { calls.layout_at(&address, term, request).await }
-        });
-        let (answers, why) = majority(calls, needed).await;
-        if answers.len() >= needed {
-            return Ok(answers);
+        let mut running: FuturesUnordered<_> = addresses
+            .into_iter()
+            .map(|address| {
+                let (calls, request) = (self.calls.clone(), request.clone());
+                async move { (calls.layout_at(&address, term, request).await, address) }
+            })
+            .collect();
+        let (mut answers, mut why, mut blank) = (vec![], vec![], 0);
+        while let Some((answer, address)) = running.next().await {
+            match answer {
+                Ok(reply) if counts(&reply) => answers.push(reply),
+                Ok(_) => {
+                    blank += 1;
+                    why.push(format!("{address} knows no layout"));
+                }
+                Err(failure) => why.push(failure.to_string()),
+            }
+            if answers.len() >= needed {
+                return Ok(answers);
+            }
+        }
+        if blank >= needed && answers.is_empty() {
+            return Err(LayoutsError::Blank);
         }
         Err(LayoutsError::NoMajority {
             answered: answers.len(),
@@ -173,26 +204,4 @@ impl Layouts {
             why,
         })
     }
-}
-
-/// Runs all calls at once until `needed` of them have answered, or all have ended.
-pub(crate) async fn majority<F>(
-    calls: impl Iterator<Item = F>,
-    needed: usize,
-) -> (Vec<LayoutReply>, Vec<String>)
-where
-    F: Future<Output = Result<LayoutReply, Failure>>,
-{
-    let mut running: FuturesUnordered<F> = calls.collect();
-    let (mut answers, mut why) = (vec![], vec![]);
-    while let Some(answer) = running.next().await {
-        match answer {
-            Ok(reply) => answers.push(reply),
-            Err(failure) => why.push(failure.to_string()),
-        }
-        if answers.len() >= needed {
-            break;
-        }
-    }
-    (answers, why)
 }

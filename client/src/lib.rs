@@ -33,6 +33,8 @@ pub mod reconfigure;
 mod resume;
 mod settle;
 mod streams;
+#[cfg(test)]
+mod testing;
 mod trim;
 mod trouble;
 

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use milonga_host::{BoxFuture, Host};
+use milonga_host::{BoxFuture, Host, Moment};
+use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{
     Address, Caller, Chain, ConfirmedEnd, Decided, Layout, LayoutRequest, Position, Report, Role,
     SequencerReply, SequencerRequest, Session, Span, StreamId, StreamLink, Term,
@@ -55,6 +56,10 @@ pub(crate) struct Shared {
     latency_us: AtomicU64,
     /// One mend at a time.
     mending: tokio::sync::Mutex<()>,
+    /// How many attempts to mend have ended.
+    mended: AtomicU64,
+    /// When this client last reported a server it suspects.
+    suspected: Mutex<Option<Moment>>,
     pub(crate) turns: AtomicU64,
 }
 
@@ -78,6 +83,8 @@ impl Log {
             marks: Marks::default(),
             latency_us: AtomicU64::new(2_000),
             mending: tokio::sync::Mutex::new(()),
+            mended: AtomicU64::new(0),
+            suspected: Mutex::new(None),
             turns: AtomicU64::new(0),
         };
         Self {
@@ -288,13 +295,7 @@ impl Log {
             Trouble::GaveUp(error) => return Err(error),
             Trouble::Unknown { span, .. } => {
                 let text = trouble.to_string();
-                if !self.restore(span).await {
-                    self.report(Report::Holes {
-                        spans: vec![span],
-                        end: span.end,
-                    })
-                    .await;
-                }
+                self.recover(patience, term, span).await;
                 return patience.pause(|| text).await;
             }
             Trouble::Layouts(error) => return patience.pause(|| error.to_string()).await,
@@ -331,12 +332,12 @@ impl Log {
                     return Ok(());
                 }
                 // The server is in a term that nobody has decided yet, or whose decision has not reached us.
-                self.mend(term).await;
+                self.mend(patience, term, &failure).await;
             }
-            (Next::Mend | Next::Restore, _) => self.mend(term).await,
+            (Next::Mend | Next::Restore, _) => self.mend(patience, term, &failure).await,
             (Next::Again, _) => {
                 if patience.waited() > self.options.call {
-                    self.mend(term).await;
+                    self.mend(patience, term, &failure).await;
                 }
             }
         }
@@ -357,30 +358,102 @@ impl Log {
             .is_some_and(|known| known.layout.term > term)
     }
 
-    /// Reads the newest layout; if it is still that of `term`, and this client may, finishes or replaces it.
-    async fn mend(&self, term: Term) {
-        let _one_at_a_time = self.shared.mending.lock().await;
+    /// Reads the newest layout; if it is still that of `term`, and this client may, finishes or replaces it. One at a
+    /// time: who waited for another's attempt tries its own operation again first. Gives up when `patience` ends; whatever
+    /// was done by then stands, and the next one goes on from there.
+    async fn mend(&self, patience: &Patience, term: Term, failure: &Failure) {
+        let limit = patience.left().max(self.options.call);
+        let mended = self.shared.mended.load(Ordering::Relaxed);
+        let attempt = async {
+            let _one_at_a_time = self.shared.mending.lock().await;
+            if self.is_newer_than(term) || self.shared.mended.load(Ordering::Relaxed) != mended {
+                return;
+            }
+            if let Err(error) = self.look_and_mend(term, failure).await {
+                tracing::debug!(%error, "could not mend");
+            }
+            self.shared.mended.fetch_add(1, Ordering::Relaxed);
+        };
+        if self.shared.host.clock.within(limit, attempt).await.is_err() {
+            tracing::debug!(%term, "mending took longer than the operation may");
+        }
+    }
+
+    /// Who may not mend reports the server that gave `failure`.
+    async fn look_and_mend(
+        &self,
+        term: Term,
+        failure: &Failure,
+    ) -> Result<(), reconfigure::ChangeError> {
+        self.shared.layouts.read().await?;
         if self.is_newer_than(term) {
+            return Ok(());
+        }
+        if !self.options.mend || !self.may(Role::Control) {
+            self.suspect(failure).await;
+            return Ok(());
+        }
+        reconfigure::mend(self, "a server was restarted, or a term was left half done").await?;
+        Ok(())
+    }
+
+    /// Puts back what any unit holds of `span`, or asks others to: damage in the open segment needs a later term first.
+    async fn recover(&self, patience: &Patience, term: Term, span: Span) {
+        if self.restore(span).await {
             return;
         }
-        if let Err(error) = self.shared.layouts.read().await {
-            tracing::debug!(%error, "no newest layout");
-            return;
-        }
-        if self.is_newer_than(term) || !self.options.mend || !self.may(Role::Control) {
-            return;
-        }
-        if let Err(error) =
-            reconfigure::mend(self, "a server was restarted, or a term was left half done").await
+        let known = self.shared.layouts.known();
+        let open = known.filter(|known| known.layout.open_segment().start <= span.start);
+        if self.options.mend
+            && self.may(Role::Control)
+            && open.is_some_and(|known| known.layout.term == term)
         {
-            tracing::debug!(%error, "could not mend");
+            let why = "an entry of the open segment is damaged";
+            let change = reconfigure::change(self, term, why);
+            let changed = self
+                .shared
+                .host
+                .clock
+                .within(patience.left().max(self.options.call), change)
+                .await;
+            tracing::debug!(?changed, %span, "a later term restores what is damaged");
+            return;
         }
+        self.report(Report::Holes {
+            spans: vec![span],
+            end: span.end,
+        })
+        .await;
     }
 
     /// Whether this client's certificate is good for what `role` may do.
     pub(crate) fn may(&self, role: Role) -> bool {
         let has = self.shared.caller.role;
         !has.is_server() && has >= role
+    }
+
+    /// Reports the server that gave `failure`, at most once in the time of a call: the caretakers look for themselves.
+    async fn suspect(&self, failure: &Failure) {
+        let now = self.shared.host.clock.now();
+        let Some(server) = failure.server().filter(|_| self.may(Role::Writer)) else {
+            return;
+        };
+        {
+            let mut suspected = self
+                .shared
+                .suspected
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if suspected.is_some_and(|last| now.since(last) < self.options.call) {
+                return;
+            }
+            *suspected = Some(now);
+        }
+        let mut why = failure.to_string();
+        while why.len() > TEXT_BYTES_MAX {
+            why.pop();
+        }
+        self.report(Report::Suspect { server, why }).await;
     }
 
     /// Tells the layout servers what this client saw and may not mend; nobody waits for it to be believed.
@@ -422,3 +495,6 @@ impl Log {
         span.intersect(Span::new(Position::FIRST, end))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,7 +43,10 @@ impl Log {
     pub async fn read(&self, position: Position) -> Result<Entry, ReadError> {
         let mut patience = self.patience();
         match self.round(Span::one(position), &mut patience).await? {
-            Round::Entries(mut entries) => Ok(entries.remove(0)),
+            Round::Entries(entries) => Ok(entries.into_iter().next().unwrap_or(Entry {
+                position,
+                kind: Kind::Unknown,
+            })),
             Round::Ended(_) => Ok(Entry {
                 position,
                 kind: Kind::Unwritten,
@@ -89,30 +92,35 @@ impl Log {
         span: Span,
         patience: &mut crate::trouble::Patience,
     ) -> Result<Round, Unavailable> {
-        let mut waited_for_holes = false;
+        let mut seen = vec![];
         loop {
             let decided = self.layout().await?;
             let layout = &decided.layout;
-            match self.try_round(layout, span, &mut waited_for_holes).await {
+            match self.try_round(layout, span, &mut seen).await {
                 Ok(Some(round)) => return Ok(round),
                 Ok(None) => {
                     patience
                         .pause(|| format!("positions from {} are being settled", span.start))
                         .await?;
                 }
-                // H32: nobody is left hanging where data may be lost.
-                Err(Trouble::Unknown { span: unknown, .. }) if patience.is_over() => {
+                // H32: nobody is left hanging where data may be lost. Only the first position may be answered so: what
+                // lies before a gap is never skipped.
+                Err(Trouble::Unknown { span: unknown, .. })
+                    if patience.is_over() && unknown.contains(span.start) =>
+                {
                     let positions = unknown
                         .intersect(span)
                         .positions()
-                        .take(ROUND_POSITIONS as usize);
-                    let entries = positions.map(|position| Entry {
-                        position,
-                        kind: Kind::Unknown,
-                    });
+                        .skip_while(|at| *at < span.start);
+                    let entries = positions
+                        .take(ROUND_POSITIONS as usize)
+                        .map(|position| Entry {
+                            position,
+                            kind: Kind::Unknown,
+                        });
                     return Ok(Round::Entries(entries.collect()));
                 }
-                Err(unknown @ Trouble::Unknown { .. }) => {
+                Err(unknown @ Trouble::Unknown { .. }) if !patience.is_over() => {
                     // Its own pause may be the last: the answer above is better than an error.
                     let _ = self.after(patience, layout.term, unknown).await;
                 }
@@ -121,12 +129,13 @@ impl Log {
         }
     }
 
-    /// One try. Nothing if holes were met and settled, or left to their writers for a moment: look again.
+    /// One try. Nothing if holes were met and settled, or left to their writers for a moment: look again. `seen` holds the
+    /// holes that were waited for: only those are settled, so that what is written meanwhile is not.
     async fn try_round(
         &self,
         layout: &Layout,
         span: Span,
-        waited_for_holes: &mut bool,
+        seen: &mut Vec<Span>,
     ) -> Result<Option<Round>, Trouble> {
         let window = Span::new(span.start, span.start.plus(span.len().min(ROUND_POSITIONS)));
         let is_found =
@@ -138,7 +147,7 @@ impl Log {
         if is_found(&found) {
             return Ok(Some(Round::Entries(prefix(span.start, found))));
         }
-        if let Some(Found::Unknown(unknown)) = found.get(&span.start) {
+        if let Some(Found::Unknown(unknown) | Found::Damaged(unknown)) = found.get(&span.start) {
             let (chain, _) = layout.chain_of(span.start);
             let unit = self.chain(layout, chain).tail().name.to_string();
             return Err(Trouble::Unknown {
@@ -167,26 +176,33 @@ impl Log {
             .values()
             .filter_map(|found| match found {
                 Found::Unwritten(hole) => Some(Log::clip(*hole, end.end)),
-                Found::Data(..) | Found::Junk(..) | Found::Trimmed(_) | Found::Unknown(_) => None,
+                Found::Data(..)
+                | Found::Junk(..)
+                | Found::Trimmed(_)
+                | Found::Unknown(_)
+                | Found::Damaged(_) => None,
             })
             .filter(|hole| !hole.is_empty())
             .collect();
+        let Some(first) = holes.first().filter(|hole| hole.start == span.start) else {
+            return Ok(None);
+        };
         if !self.options.settle {
-            let hole = Log::clip(found[&span.start].span(), end.end);
             let unwritten = |position| Entry {
                 position,
                 kind: Kind::Unwritten,
             };
             return Ok(Some(Round::Entries(
-                hole.positions().map(unwritten).collect(),
+                first.positions().map(unwritten).collect(),
             )));
         }
-        if *waited_for_holes {
-            self.settle(layout, &holes, end).await?;
-        } else {
+        let waited_for = common(seen, &holes);
+        if waited_for.is_empty() {
             // One wait for all of them; then they are looked at again, and what is still empty is settled.
             self.shared.host.clock.sleep(self.hole_wait()).await;
-            *waited_for_holes = true;
+            *seen = holes;
+        } else {
+            self.settle(layout, &waited_for, end).await?;
         }
         Ok(None)
     }
@@ -251,10 +267,28 @@ impl Log {
     }
 }
 
+/// What two rising lists of spans have in common.
+fn common(one: &[Span], other: &[Span]) -> Vec<Span> {
+    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
+    let mut both = vec![];
+    while let (Some(a), Some(b)) = (one.peek(), other.peek()) {
+        let span = a.intersect(**b);
+        if !span.is_empty() {
+            both.push(span);
+        }
+        if a.end <= b.end {
+            one.next();
+        } else {
+            other.next();
+        }
+    }
+    both
+}
+
 fn is_final(found: &Found) -> bool {
     match found {
         Found::Data(..) | Found::Junk(..) | Found::Trimmed(_) => true,
-        Found::Unwritten(_) | Found::Unknown(_) => false,
+        Found::Unwritten(_) | Found::Unknown(_) | Found::Damaged(_) => false,
     }
 }
 
@@ -281,7 +315,7 @@ fn prefix(start: Position, found: BTreeMap<Position, Found>) -> Vec<Entry> {
                     kind: Kind::Trimmed,
                 }));
             }
-            Found::Unwritten(_) | Found::Unknown(_) => break,
+            Found::Unwritten(_) | Found::Unknown(_) | Found::Damaged(_) => break,
         }
     }
     entries
@@ -305,3 +339,6 @@ fn data(head: milonga_wire::EntryHead, payload: Payload) -> Entry {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -174,6 +174,13 @@ impl Log {
             let mut patience = self.patience();
             match self.round(span, &mut patience).await? {
                 crate::read::Round::Entries(entries) => {
+                    if entries
+                        .first()
+                        .is_none_or(|entry| entry.position != position)
+                    {
+                        let why = format!("a read of position {position} brought something else");
+                        return Err(Unavailable::Protocol { why });
+                    }
                     for entry in entries {
                         let mine = stamp.plus(entry.position.since(placed.first) as u32);
                         outcomes.push(match entry.kind {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
+use milonga_wire::limits::SPANS_MAX;
 use milonga_wire::{Chain, ConfirmedEnd, Layout, Position, Report, Role, Span};
 
 use crate::log::Log;
@@ -44,7 +45,7 @@ impl Log {
         );
         if !self.may(Role::Writer) {
             self.report(Report::Holes {
-                spans: spans.to_vec(),
+                spans: spans.iter().copied().take(SPANS_MAX).collect(),
                 end: end.end,
             })
             .await;

@@ -1,10 +1,16 @@
-//! Streams: the positions of the entries that name a stream, proved complete by their backpointers, else by scanning.
+//! Streams: the entries that name a stream, proved complete by their backpointers, else by scanning.
+//!
+//! - T1 What is brought of a stream is complete up to where it goes: entries are left out only where backpointers prove
+//!   that there are none, or where every position was looked at.
+//! - T2 Trimmed positions are told only if something of the stream may have been trimmed (H26).
 //!
 //! Source: Tango (SOSP '13), "Streaming CORFU": a reader strides back over the last K positions of the stream.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use milonga_wire::{Before, Position, Span, StreamId};
+use futures_util::future::join_all;
+use milonga_wire::limits::BACKPOINTERS;
+use milonga_wire::{Before, Position, Span, StreamId, StreamLink};
 
 use crate::entry::{Entry, Kind};
 use crate::log::Log;
@@ -19,6 +25,9 @@ impl Log {
     /// The records of `stream` within `span`, in order. `last` is what the sequencer says of the stream at `span.end`
     /// ([`Log::end_of`]), if that is known.
     ///
+    /// Where records of the stream may be missing, an entry says so: trimmed (one for each range, at its start), lost,
+    /// or unwritten if this client does not settle holes. Junk and records of other streams are left out.
+    ///
     /// # Errors
     /// [`ReadError`].
     pub async fn read_stream(
@@ -27,88 +36,191 @@ impl Log {
         span: Span,
         last: Option<&Before>,
     ) -> Result<Vec<Entry>, ReadError> {
-        if let Some(Before::Known(last)) = last
-            && let Some(entries) = self.walk(stream, span, last).await?
-        {
-            return Ok(entries);
-        }
+        let mut reader = StreamReader::new(self, stream, span, last.cloned());
         let mut entries = vec![];
-        let mut rest = span;
-        while !rest.is_empty() {
-            let some = self.read_some(rest).await?;
-            let Some(end) = some.last().map(|entry| entry.position.next()) else {
-                break;
-            };
-            entries.extend(
-                some.into_iter()
-                    .filter(|entry| names(entry, stream) || is_gap(entry)),
-            );
-            rest.start = end;
+        while let Some(some) = reader.next().await? {
+            entries.extend(some);
         }
         Ok(entries)
     }
 
-    /// Strides back from `last`. Nothing if the way is hidden by junk, foreign entries or an unknown past, or is long.
+    /// Strides back from `last` to `start` (T1). Nothing if the way is hidden by junk, trimmed or lost entries or an unknown
+    /// past, is short enough to be scanned at once, or too long.
     async fn walk(
         &self,
         stream: StreamId,
-        span: Span,
+        start: Position,
         last: &[Position],
     ) -> Result<Option<Vec<Entry>>, ReadError> {
-        let newest = last.first().copied().filter(|newest| *newest >= span.start);
-        let Some(newest) = newest else {
-            return Ok(Some(vec![]));
-        };
-        if newest.since(span.start) <= SCAN_POSITIONS {
+        let newest = last.first().copied().unwrap_or(Position::FIRST);
+        if newest.since(start) <= SCAN_POSITIONS {
             return Ok(None);
         }
-        let mut wanted: BTreeSet<Position> = BTreeSet::new();
-        let mut before: Vec<Position> = last.to_vec();
+        let mut found: BTreeMap<Position, Entry> = BTreeMap::new();
+        let mut expected = last.to_vec();
         for _ in 0..STRIDES_MAX {
-            wanted.extend(before.iter().filter(|position| **position >= span.start));
-            let Some(oldest) = before.last().copied() else {
-                return self.all(stream, wanted).await.map(Some);
-            };
-            if before.len() < milonga_wire::limits::BACKPOINTERS || oldest < span.start {
-                return self.all(stream, wanted).await.map(Some);
+            let wanted = expected
+                .iter()
+                .filter(|position| **position >= start && !found.contains_key(position));
+            for entry in join_all(wanted.map(|position| self.read(*position))).await {
+                let entry = entry?;
+                match entry.kind {
+                    Kind::Data { .. } | Kind::Junk { .. } => found.insert(entry.position, entry),
+                    Kind::Trimmed | Kind::Unknown | Kind::Unwritten => return Ok(None),
+                };
             }
-            let entry = self.read(oldest).await?;
-            let Kind::Data { streams, .. } = entry.kind else {
+            let reached = expected.iter().any(|position| *position < start);
+            if reached || expected.len() < BACKPOINTERS {
+                return Ok(whole(stream, start, found));
+            }
+            // What came before the oldest record of these; if all of them are junk, the way is hidden.
+            let oldest = expected
+                .iter()
+                .rev()
+                .find_map(|position| link(found.get(position)?, stream));
+            let Some(Before::Known(before)) = oldest.map(|link| &link.before) else {
                 return Ok(None);
             };
-            let link = streams.into_iter().find(|link| link.stream == stream);
-            let Some(Before::Known(positions)) = link.map(|link| link.before) else {
-                return Ok(None);
-            };
-            before = positions;
+            expected.clone_from(before);
         }
         Ok(None)
     }
+}
 
-    async fn all(
-        &self,
-        stream: StreamId,
-        wanted: BTreeSet<Position>,
-    ) -> Result<Vec<Entry>, ReadError> {
-        let mut entries = vec![];
-        for position in wanted {
-            let entry = self.read(position).await?;
-            if names(&entry, stream) || is_gap(&entry) {
-                entries.push(entry);
+/// The records of `stream` in `found`, if each of them has its predecessors there: positions may have been issued again, to
+/// other records, since the sequencer was asked.
+fn whole(
+    stream: StreamId,
+    start: Position,
+    found: BTreeMap<Position, Entry>,
+) -> Option<Vec<Entry>> {
+    let links = found.values().filter_map(|entry| link(entry, stream));
+    for link in links {
+        let Before::Known(before) = &link.before else {
+            return None;
+        };
+        let mut expected = before.iter().filter(|position| **position >= start);
+        if !expected.all(|position| found.contains_key(position)) {
+            return None;
+        }
+    }
+    let own = found
+        .into_values()
+        .filter(|entry| link(entry, stream).is_some());
+    Some(own.collect())
+}
+
+/// What an entry says of `stream`, if it belongs to it.
+fn link(entry: &Entry, stream: StreamId) -> Option<&StreamLink> {
+    match &entry.kind {
+        Kind::Data { streams, .. } => streams.iter().find(|link| link.stream == stream),
+        Kind::Junk { .. } | Kind::Trimmed | Kind::Unwritten | Kind::Unknown => None,
+    }
+}
+
+/// Brings a part of one stream, batch by batch. Dropping a call to it loses nothing.
+pub(crate) struct StreamReader {
+    log: Log,
+    stream: StreamId,
+    rest: Span,
+    /// What the sequencer said of the stream at the end.
+    last: Option<Before>,
+    has_walked: bool,
+    /// Trimmed positions of which it is not known yet whether the stream had any.
+    trimmed: Option<Span>,
+}
+
+impl StreamReader {
+    pub(crate) fn new(log: &Log, stream: StreamId, span: Span, last: Option<Before>) -> Self {
+        Self {
+            log: log.clone(),
+            stream,
+            rest: span,
+            last,
+            has_walked: false,
+            trimmed: None,
+        }
+    }
+
+    /// The next entries, at least one; none if there are no more.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<Entry>>, ReadError> {
+        if !self.has_walked {
+            let walked = self.walk().await?;
+            self.has_walked = true;
+            if let Some(entries) = walked {
+                self.rest.start = self.rest.end;
+                return Ok((!entries.is_empty()).then_some(entries));
             }
         }
-        Ok(entries)
+        while !self.rest.is_empty() {
+            let some = self.log.read_some(self.rest).await?;
+            // If there is nothing, a later term has begun: what is left was never written.
+            let end = some.last().map(|entry| entry.position.next());
+            self.rest.start = end.unwrap_or(self.rest.end);
+            let picked = self.pick(some);
+            if !picked.is_empty() {
+                return Ok(Some(picked));
+            }
+        }
+        let last = self.last.take().unwrap_or(Before::Unknown);
+        Ok(self.gap(&last).map(|gap| vec![gap]))
+    }
+
+    async fn walk(&mut self) -> Result<Option<Vec<Entry>>, ReadError> {
+        let Some(Before::Known(last)) = &self.last else {
+            return Ok(None);
+        };
+        let newest = last.first().filter(|newest| **newest >= self.rest.start);
+        let Some(newest) = newest else {
+            return Ok(Some(vec![]));
+        };
+        self.rest.end = self.rest.end.min(newest.next());
+        self.log.walk(self.stream, self.rest.start, last).await
+    }
+
+    /// What of `entries` a reader of the stream must see.
+    fn pick(&mut self, entries: Vec<Entry>) -> Vec<Entry> {
+        let mut picked = vec![];
+        for entry in entries {
+            match &entry.kind {
+                Kind::Trimmed => {
+                    let span = self.trimmed.get_or_insert(Span::one(entry.position));
+                    span.end = entry.position.next();
+                }
+                Kind::Unknown | Kind::Unwritten => {
+                    picked.extend(self.gap(&Before::Unknown));
+                    picked.push(entry);
+                }
+                Kind::Junk { .. } => {}
+                Kind::Data { .. } => {
+                    if let Some(link) = link(&entry, self.stream) {
+                        picked.extend(self.gap(&link.before));
+                        picked.push(entry);
+                    }
+                }
+            }
+        }
+        picked
+    }
+
+    /// The trimmed positions met so far, unless the stream's next record, or its end, says that none of them was its
+    /// own (T2). A burnt position of the stream among them cannot be told from a record: it counts as one.
+    fn gap(&mut self, before: &Before) -> Option<Entry> {
+        let trimmed = self.trimmed.take()?;
+        let proved = match before {
+            Before::Known(before) => {
+                let reaches = before.iter().any(|position| *position < trimmed.start);
+                (reaches || before.len() < BACKPOINTERS)
+                    && !before.iter().any(|position| trimmed.contains(*position))
+            }
+            Before::Unknown => false,
+        };
+        (!proved).then_some(Entry {
+            position: trimmed.start,
+            kind: Kind::Trimmed,
+        })
     }
 }
 
-fn names(entry: &Entry, stream: StreamId) -> bool {
-    match &entry.kind {
-        Kind::Data { streams, .. } => streams.iter().any(|link| link.stream == stream),
-        Kind::Junk { .. } | Kind::Trimmed | Kind::Unwritten | Kind::Unknown => false,
-    }
-}
-
-/// Whether the entry hides what was there: a reader of any stream must be told.
-fn is_gap(entry: &Entry) -> bool {
-    matches!(entry.kind, Kind::Trimmed | Kind::Unknown)
-}
+#[cfg(test)]
+mod tests;

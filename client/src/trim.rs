@@ -134,11 +134,8 @@ impl Log {
         let marks = layout.chains().map(|(chain, stripes)| async move {
             let mark = self.chain(layout, chain).settled(stripes).await?;
             // A chain of a closed segment that lacks nothing says nothing about what comes after it.
-            Ok::<_, Trouble>(if mark >= stripes.span.end {
-                Position(u64::MAX)
-            } else {
-                mark
-            })
+            let complete = stripes.run_from(mark).is_none();
+            Ok::<_, Trouble>(if complete { Position(u64::MAX) } else { mark })
         });
         let marks = futures_util::future::join_all(marks)
             .await
@@ -191,3 +188,6 @@ impl Log {
         matches!(entry.kind, Kind::Junk { .. })
     }
 }
+
+#[cfg(test)]
+mod tests;

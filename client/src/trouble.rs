@@ -87,12 +87,13 @@ impl Next {
                 | Refusal::Outranked { .. }
                 | Refusal::Behind { .. }
                 | Refusal::TermJump { .. }
+                // A trim came first: a second look says trimmed.
+                | Refusal::Trimmed { .. }
                 | Refusal::DiskFailed { .. } => Self::Again,
                 Refusal::WrongCluster { .. }
                 | Refusal::WrongRole { .. }
                 | Refusal::OutOfWindow { .. }
                 | Refusal::BeyondEnd { .. }
-                | Refusal::Trimmed { .. }
                 | Refusal::Unsettled { .. }
                 | Refusal::DiskFull
                 | Refusal::TooLarge { .. }
@@ -131,6 +132,11 @@ impl Patience {
     /// How long it has been tried.
     pub(crate) fn waited(&self) -> Duration {
         self.clock.now().since(self.began)
+    }
+
+    /// How long it may go on.
+    pub(crate) fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.waited())
     }
 
     /// Whether the deadline has passed.

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use ::bytes::Bytes;
 use milonga_wire::{
-    Address, Caller, FORMAT_VERSION, Frame, Payload, Refusal, ReplyHead, RequestHead,
+    Address, Caller, DecodeError, FORMAT_VERSION, Frame, Payload, Refusal, ReplyHead, RequestHead,
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, VarInt};
@@ -59,6 +59,8 @@ const SILENCE: Duration = Duration::from_millis(250);
 const SHORT_LIVED: Duration = Duration::from_secs(1);
 /// The next address of a name is tried after this long, while the ones before still are.
 const STAGGER: Duration = Duration::from_millis(200);
+/// How long the last packets of closed connections may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// What the names in certificates are not checked against: they need one, and milonga's say role and name (T2).
 const SERVER_NAME: &str = "milonga";
 
@@ -408,6 +410,14 @@ impl Transport {
         Ok(handle)
     }
 
+    /// Closes all connections and tells the other ends, which would else have to notice the silence. Calls in flight are
+    /// lost; do this last.
+    pub async fn close(&self) {
+        let endpoint = &self.0.endpoint;
+        endpoint.close(VarInt::from_u32(Close::Done as u32), b"done");
+        let _ = self.0.clock.within(GOODBYE, endpoint.wait_idle()).await;
+    }
+
     /// The address that a transport over a [`DatagramSocket`] is reached under, or that calls come from.
     ///
     /// # Errors
@@ -424,7 +434,14 @@ impl Network for Transport {
         request: Request,
         within: Duration,
     ) -> BoxFuture<'a, Result<Response, CallError>> {
-        Box::pin(self.0.call(peer, request, within))
+        let inner = &self.0;
+        match inner.admit_at_once(peer, &request, within) {
+            Some((room, deadline)) => {
+                let exchange = room.exchange(request, deadline);
+                Box::pin(async move { outcome(exchange.await, peer, within) })
+            }
+            None => Box::pin(inner.call(peer, request, within)),
+        }
     }
 }
 
@@ -476,6 +493,40 @@ impl Link {
     }
 }
 
+/// What a request takes on the wire. Its real id takes up to nine bytes more than the 0 that is measured.
+fn frame_bytes(request: &Request) -> Result<usize, DecodeError> {
+    Ok(9 + Frame::measure(&request.head, request.payload.len())?)
+}
+
+fn outcome(outcome: Outcome, peer: &Peer, within: Duration) -> Result<Response, CallError> {
+    let peer = || peer.to_string();
+    match outcome {
+        Outcome::Reply(frame) => match frame.decode::<ReplyHead>() {
+            Ok(ReplyHead { id: _, reply }) => {
+                let payload = frame.payload;
+                Ok(Response { reply, payload })
+            }
+            Err(error) => Err(CallError::Protocol {
+                peer: peer(),
+                why: format!("the reply cannot be read: {error}; use programs of one version"),
+            }),
+        },
+        Outcome::NotSent(why) => Err(CallError::NotSent {
+            peer: peer(),
+            why: why.to_string(),
+        }),
+        Outcome::Lost(why) => Err(CallError::Lost {
+            peer: peer(),
+            why: why.to_string(),
+        }),
+        Outcome::Deadline => Err(CallError::Deadline {
+            peer: peer(),
+            waited: within,
+        }),
+        Outcome::Protocol(why) => Err(CallError::Protocol { peer: peer(), why }),
+    }
+}
+
 /// What a call finds when it looks for a connection.
 enum Found {
     Up(Arc<Link>),
@@ -484,79 +535,51 @@ enum Found {
 }
 
 impl Inner {
+    /// What nearly every call finds: a connection, and room on it.
+    fn admit_at_once(
+        self: &Arc<Self>,
+        peer: &Peer,
+        request: &Request,
+        within: Duration,
+    ) -> Option<(Room, Moment)> {
+        let bytes = frame_bytes(request).ok()?;
+        let Found::Up(link) = self.find(peer) else {
+            return None;
+        };
+        let room = link.lane().try_admit(bytes)?;
+        Some((room, self.clock.now().plus(within)))
+    }
+
     async fn call(
         self: &Arc<Self>,
         peer: &Peer,
         request: Request,
         within: Duration,
     ) -> Result<Response, CallError> {
-        let protocol = |why: String| CallError::Protocol {
+        let bytes = frame_bytes(&request).map_err(|error| CallError::Protocol {
             peer: peer.to_string(),
-            why,
-        };
-        // The real id takes up to nine bytes more than the 0 that is measured.
-        let bytes = 9 + Frame::measure(&request.head, request.payload.len())
-            .map_err(|error| protocol(error.to_string()))?;
+            why: error.to_string(),
+        })?;
         let deadline = self.clock.now().plus(within);
         let not_sent = |why: &str| CallError::NotSent {
             peer: peer.to_string(),
             why: why.to_owned(),
         };
-        let room = match self.room_at_once(peer, bytes) {
-            Some(room) => room,
-            // In a box of its own: calls that find room, nearly all, carry nothing of it about.
-            None => Box::pin(self.room(peer, bytes, deadline))
+        let room = loop {
+            let link = self
+                .link(peer, deadline)
                 .await
-                .map_err(|why| not_sent(&why))?,
-        };
-        let outcome = match room.send(request, deadline) {
-            Ok(exchange) => exchange.await,
-            Err(outcome) => outcome,
-        };
-        match outcome {
-            Outcome::Reply(response) => Ok(response),
-            Outcome::NotSent(why) => Err(not_sent(&why)),
-            Outcome::Lost(why) => Err(CallError::Lost {
-                peer: peer.to_string(),
-                why: why.to_string(),
-            }),
-            Outcome::Deadline => Err(CallError::Deadline {
-                peer: peer.to_string(),
-                waited: within,
-            }),
-            Outcome::Protocol(why) => Err(protocol(why)),
-        }
-    }
-
-    /// Room on a connection that is there.
-    fn room_at_once(&self, peer: &Peer, bytes: usize) -> Option<Room> {
-        match self.peers().get(peer) {
-            Some(State::Up { link, .. }) if link.over().is_none() => link.lane().try_admit(bytes),
-            Some(State::Up { .. } | State::Dialing(_) | State::Down { .. }) | None => None,
-        }
-    }
-
-    /// Room on a connection to `peer`, which is made if there is none; or why there is none by the deadline.
-    async fn room(
-        self: &Arc<Self>,
-        peer: &Peer,
-        bytes: usize,
-        deadline: Moment,
-    ) -> Result<Room, Arc<str>> {
-        loop {
-            let link = self.link(peer, deadline).await?;
+                .map_err(|why| not_sent(&why))?;
             let lane = link.lane();
-            match self
-                .clock
-                .within(self.remaining(deadline), lane.admit(bytes))
-                .await
-            {
-                Ok(Some(room)) => return Ok(room),
+            let admitted = lane.admit(bytes);
+            match self.clock.within(self.remaining(deadline), admitted).await {
+                Ok(Some(room)) => break room,
                 // The connection broke: another may be had.
-                Ok(None) => {}
-                Err(_) => return Err("too many bytes are in flight; wait for replies".into()),
+                Ok(None) => link.retired.store(true, Ordering::Relaxed),
+                Err(_) => return Err(not_sent("too many bytes are in flight; wait for replies")),
             }
-        }
+        };
+        outcome(room.exchange(request, deadline).await, peer, within)
     }
 
     fn remaining(&self, deadline: Moment) -> Duration {
@@ -827,8 +850,8 @@ async fn replies_until_the_end(
         }
         loop {
             match Frame::take_from(&mut arrived) {
-                Ok(Some(frame)) => match outcome_of(frame) {
-                    Some(outcome) => outcomes.push(outcome),
+                Ok(Some(frame)) => match id_of(&frame) {
+                    Some(id) => outcomes.push((id, Outcome::Reply(frame))),
                     None => return malformed(link, "a reply without an id"),
                 },
                 Ok(None) => break,
@@ -844,20 +867,7 @@ fn malformed(link: &Link, why: &str) -> String {
     format!("the server sent what is no reply: {why}")
 }
 
-fn outcome_of(frame: Frame) -> Option<(u64, Outcome)> {
-    match frame.decode::<ReplyHead>() {
-        Ok(ReplyHead { id, reply }) => {
-            let payload = frame.payload;
-            Some((id, Outcome::Reply(Response { reply, payload })))
-        }
-        Err(error) => {
-            let why = format!("the reply cannot be read: {error}; use programs of one version");
-            Some((id_of(&frame)?, Outcome::Protocol(why)))
-        }
-    }
-}
-
-/// The id of a head that is no message: both kinds of head start with it.
+/// The id of a head, whatever the rest of it is: both kinds of head start with it.
 fn id_of(frame: &Frame) -> Option<u64> {
     let (version, head) = frame.head.split_first()?;
     if *version != FORMAT_VERSION {
@@ -898,13 +908,13 @@ async fn watch_deadlines(link: Arc<Link>, lane: Arc<Lane>, clock: Clock, idle: D
         }
         let check = suspected.map(|(until, _)| until);
         let wake = soonest.into_iter().chain(check).min();
-        let sleep = wake.map_or(idle, |wake| wake.since(now));
+        let sleep = wake.map_or(idle, |wake| wake.since(now).min(idle));
         let slept = tokio::select! {
             biased;
             () = lane.sooner() => false,
             () = clock.sleep(sleep) => true,
         };
-        if slept && wake.is_none() && lane.usage() == (0, calls) {
+        if slept && sleep == idle && waiting == 0 && lane.usage() == (0, calls) {
             link.retired.store(true, Ordering::Relaxed);
             Close::Idle.connection(&link.connection, "no calls");
             return;
@@ -978,10 +988,7 @@ impl ServerHandle {
             self.endpoint.set_server_config(None);
         } else {
             // Their last packets say why the connections are closed.
-            let _ = self
-                .clock
-                .within(Duration::from_secs(1), self.endpoint.wait_idle())
-                .await;
+            let _ = self.clock.within(GOODBYE, self.endpoint.wait_idle()).await;
             self.endpoint
                 .close(VarInt::from_u32(Close::Drained as u32), b"");
         }
@@ -1272,7 +1279,9 @@ impl Reader {
                 }
             }
             while let Some(frame) = Frame::take_from(&mut arrived).map_err(|e| e.to_string())? {
-                self.load.room().await;
+                if !self.load.has_room() {
+                    self.load.room().await;
+                }
                 self.serve(frame)?;
             }
         }

@@ -654,7 +654,7 @@ mod tests {
         days: 30,
     };
 
-    async fn clock(ms: u64) -> Clock {
+    fn clock(ms: u64) -> Clock {
         Clock::simulated(0, ms)
     }
 
@@ -672,7 +672,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn every_fault_of_credentials_has_its_own_error() {
-        let clock_now = clock(NOW_MS).await;
+        let clock_now = clock(NOW_MS);
         let ca = new_authority(ClusterId([1; 16]), VALID).unwrap();
         let other = new_authority(ClusterId([1; 16]), VALID).unwrap();
         let (mine, yours) = (leaf(&ca, "a"), leaf(&ca, "b"));
@@ -697,12 +697,12 @@ mod tests {
                 CertificateError::NotMilonga { .. }
             ))
         ));
-        let late = clock(NOW_MS + 31 * 86_400_000).await;
+        let late = clock(NOW_MS + 31 * 86_400_000);
         assert!(matches!(
             load(texts(&mine, &ca), &late),
             Err(CredentialsError::Expired { .. })
         ));
-        let early = clock(NOW_MS - 2 * 3_600_000).await;
+        let early = clock(NOW_MS - 2 * 3_600_000);
         assert!(matches!(
             load(texts(&mine, &ca), &early),
             Err(CredentialsError::NotYetValid { .. })
@@ -738,7 +738,7 @@ mod tests {
     /// T4: a half-written file must not take a server's certificate away.
     #[tokio::test(start_paused = true)]
     async fn bad_new_credentials_leave_the_old_ones_in_place() {
-        let clock = clock(NOW_MS).await;
+        let clock = clock(NOW_MS);
         let ca = new_authority(ClusterId([1; 16]), VALID).unwrap();
         let (mine, yours) = (leaf(&ca, "a"), leaf(&ca, "b"));
         let credentials = Credentials::from_pem(texts(&mine, &ca), &clock).unwrap();

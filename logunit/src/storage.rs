@@ -141,7 +141,8 @@ pub trait Storage: Send + 'static {
     /// [`CommitError`].
     fn commit(&mut self, batch: &[Change]) -> Result<(), CommitError>;
 
-    /// The first position of `stripes` at or above `from` (and the trim point) that holds nothing or is damaged.
+    /// The first position of `stripes` at or above `from` (and the trim point) that holds nothing or is damaged; the
+    /// end of their span (or `from`, above it) if there is none.
     fn first_lacking(&self, stripes: &Stripes, from: Position) -> Position;
 
     /// Ranges of positions held at or above `from`, lowest first, at most `count_max`; neighbours are merged.

@@ -1,4 +1,5 @@
 //! What the store promises, one sentence at a time.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -8,6 +9,7 @@ use common::*;
 use milonga_host::MemoryDisk;
 use milonga_host::memory_disk::{Operation, Outcome};
 use milonga_logunit::storage::{Change, CommitError, ReadError, Room, Slot, Storage};
+use milonga_logunit::store::inspect::{inspect, walk};
 use milonga_logunit::store::{OpenError, Store};
 use milonga_wire::{Before, Holder, Position, Stripes, Term};
 
@@ -16,14 +18,6 @@ fn fail_syncs(disk: &MemoryDisk) {
         Operation::Sync { .. } => Outcome::Fail(io::ErrorKind::Other),
         _ => Outcome::Done,
     })));
-}
-
-fn data_file(disk: &MemoryDisk) -> String {
-    let names = disk.names();
-    names
-        .into_iter()
-        .find(|name| name.ends_with(".data"))
-        .unwrap()
 }
 
 /// Where in `name` the bytes `needle` stand first.
@@ -114,7 +108,9 @@ fn a_batch_torn_anywhere_is_not_believed() {
             Operation::Sync { .. } => Outcome::Lie,
             _ => Outcome::Done,
         })));
-        store.commit(&[entry(2, 2, 700), entry(3, 3, 700)]).unwrap();
+        store
+            .commit(&[entry(2, 2, 4_500), entry(3, 3, 700)])
+            .unwrap();
         disk.set_faults(None);
         let first = disk.unsynced_sectors()[0].1;
         disk.crash(0, &mut |_, sector| {
@@ -131,6 +127,10 @@ fn a_batch_torn_anywhere_is_not_believed() {
         store.commit(&[entry(4, 4, 10)]).unwrap();
         drop(store);
         let mut store = open(&disk);
+        assert!(
+            store.durable().synced,
+            "V3: what was torn once is not torn again"
+        );
         assert_eq!(bytes_of(&mut store, 4), payload(4, 4, 10).into_bytes());
         assert_eq!([store.slot(Position(2)), store.slot(Position(3))], found);
     }
@@ -197,7 +197,7 @@ fn a_flipped_bit_makes_one_record_damaged() {
     store
         .commit(&[entry(1, 1, 10), entry(2, 0xa7, 64), entry(3, 3, 10)])
         .unwrap();
-    let name = data_file(&disk);
+    let name = data_files(&disk)[0].clone();
     disk.flip(&name, find(&disk, &name, &[0xa7; 64]) + 9, 4);
 
     assert_eq!(store.slot(Position(2)), Slot::Data, "nobody has looked yet");
@@ -244,7 +244,7 @@ fn batches_behind_a_damaged_one_are_found() {
     }
     store.commit(&[Change::Term(Term(9))]).unwrap();
     drop(store);
-    let name = data_file(&disk);
+    let name = data_files(&disk)[0].clone();
     disk.flip(&name, find(&disk, &name, &[0xb2; 40]), 1);
 
     let mut store = open(&disk);
@@ -347,12 +347,12 @@ fn a_full_disk_keeps_a_reserve_and_recovers() {
         tidy(&mut store);
     }
     assert_eq!(store.room(), Room::Reserve);
-    let mut reserve = 0;
+    let mut reserve = 0_u64;
     while store.room() == Room::Reserve {
         write(&mut store).unwrap();
         reserve += 1_000;
     }
-    assert!(reserve as u64 > FILE_BYTES / 2, "{reserve}");
+    assert!(reserve > FILE_BYTES / 2, "{reserve}");
     while write(&mut store).is_ok() {}
     assert_eq!(write(&mut store), Err(CommitError::Full));
     assert_eq!(store.room(), Room::None);
@@ -420,12 +420,19 @@ fn a_directory_that_is_not_this_servers_is_refused() {
     disk.flip("identity", 40, 1);
     assert!(matches!(try_open(&disk), Err(OpenError::DamagedIdentity)));
     disk.flip("identity", 40, 1);
-    disk.flip("identity", 16, 2);
+    let mut page = disk.bytes("identity").unwrap();
+    page[16] = 3;
+    let sum = crc32fast::hash(&page[..4_092]).to_le_bytes();
+    page[4_092..].copy_from_slice(&sum);
+    let copy = disk.snapshot();
+    let process = copy.attach();
+    let identity = process.open("identity").unwrap();
+    identity.write_at(0, &[io::IoSlice::new(&page)]).unwrap();
+    drop(process);
     assert!(matches!(
-        try_open(&disk),
+        try_open(&copy),
         Err(OpenError::FromTheFuture { found: 3, known: 1 })
     ));
-    disk.flip("identity", 16, 2);
     assert_eq!(bytes_of(&mut open(&disk), 1)[8..], [1]);
 }
 
@@ -461,11 +468,7 @@ fn a_swapped_file_is_not_believed() {
     }
     drop(store);
     let copy = disk.snapshot();
-    let names: Vec<String> = disk
-        .names()
-        .into_iter()
-        .filter(|n| n.ends_with(".data"))
-        .collect();
+    let names = data_files(&disk);
     let process = disk.attach();
     process.rename(&names[0], "x").unwrap();
     process.rename(&names[1], &names[0]).unwrap();
@@ -539,7 +542,7 @@ fn stream_tails_survive_trims_or_say_that_they_do_not_know() {
             (stream_id(4), known(&[302])),
         ]
     );
-    assert_eq!(store.stream_tails(Some(stream_id(1)), 1).1, true);
+    assert!(store.stream_tails(Some(stream_id(1)), 1).1);
     assert_eq!(
         store.stream_positions(stream_id(1), span(0, 999), 9),
         (vec![Position(300)], None)
@@ -588,4 +591,179 @@ fn maps_change_nothing_but_the_way_bytes_are_read() {
     assert_eq!(bytes_of(&mut store, 195), payload(195, 1, 300).into_bytes());
     drop(store);
     assert!(!disk.names().contains(&"mapping".to_owned()), "a clean end");
+}
+
+/// The inspector agrees with the store about a good directory, changes nothing, and finds what is damaged.
+#[test]
+fn the_inspector_finds_what_is_damaged_and_nothing_else() {
+    let disk = disk(8);
+    let mut store = open(&disk);
+    for position in 0..100 {
+        store
+            .commit(&[
+                in_stream(position, 1, &[]),
+                entry(1_000 + position, 0xd7, 500),
+            ])
+            .unwrap();
+        tidy(&mut store);
+    }
+    let junk = Change::Junk {
+        span: span(100, 200),
+        term: Term(1),
+    };
+    store.commit(&[junk, Change::Term(Term(6))]).unwrap();
+    assert!(matches!(
+        inspect(&*disk.attach(), false),
+        Err(OpenError::InUse)
+    ));
+    drop(store);
+    let names = data_files(&disk);
+    let before: Vec<_> = names.iter().map(|name| disk.bytes(name)).collect();
+
+    let mut shown = 0;
+    let report = walk(&*disk.attach(), &mut |_| shown += 1).unwrap();
+    assert_eq!((report.violations.len(), report.notes.len()), (0, 0));
+    assert_eq!((report.checked, shown), (201, 201));
+    assert_eq!((report.term, report.end), (Term(6), Position(1_100)));
+    assert!(report.files.len() > 2 && report.files[0].footer == "written");
+    assert_eq!(
+        names
+            .iter()
+            .map(|name| disk.bytes(name))
+            .collect::<Vec<_>>(),
+        before
+    );
+
+    let at = find(&disk, &names[0], &[0xd7; 500]);
+    disk.flip(&names[0], at, 1);
+    let report = inspect(&*disk.attach(), false).unwrap();
+    assert!(report.violations.iter().all(|found| found.file == names[0]));
+    assert!(
+        report
+            .violations
+            .iter()
+            .any(|found| found.what.contains("position 1000 ")),
+        "{report:?}"
+    );
+    disk.flip(&names[0], at, 1);
+    disk.attach().remove(&names[1]).unwrap();
+    let report = inspect(&*disk.attach(), false).unwrap();
+    assert!(report.violations.iter().any(|found| found.file == names[1]));
+}
+
+/// A lost footer costs a scan, and the inspector can write it again.
+#[test]
+fn a_damaged_footer_costs_a_scan_and_is_repaired() {
+    let disk = disk(8);
+    let mut store = open(&disk);
+    for position in 0..100 {
+        store
+            .commit(&[in_stream(position, 1, &[]), entry(1_000 + position, 2, 500)])
+            .unwrap();
+        tidy(&mut store);
+    }
+    drop(store);
+    let names = data_files(&disk);
+    // The trailer is 40 bytes; this is the end of the footer.
+    disk.flip(&names[0], FILE_BYTES - 45, 1);
+
+    let store = open(&disk);
+    assert_eq!(store.run(span(0, 500)), (Slot::Data, span(0, 100)));
+    assert_eq!(
+        store
+            .stream_positions(stream_id(1), span(0, 500), 999)
+            .0
+            .len(),
+        100
+    );
+    assert!(store.durable().synced);
+    disk.kill();
+    drop(store);
+    let found = inspect(&*disk.attach(), false).unwrap();
+    assert_eq!(
+        (found.violations.len(), found.files[0].footer),
+        (1, "damaged")
+    );
+    inspect(&*disk.attach(), true).unwrap();
+    let repaired = inspect(&*disk.attach(), false).unwrap();
+    assert_eq!(
+        (repaired.violations.len(), repaired.files[0].footer),
+        (0, "written")
+    );
+}
+
+/// D1: only the disk decides what survives; a directory on a real file system is opened again as it was left.
+#[test]
+fn a_real_directory_is_opened_again_as_it_was_left() {
+    let temporary = tempfile::tempdir().unwrap();
+    let random = milonga_host::Random::seeded(5);
+    let mut mapped = options();
+    mapped.map = true;
+    let start = || {
+        let disk = milonga_host::FsDisk::at(&temporary.path().join("u1")).unwrap();
+        Store::open(std::sync::Arc::new(disk), mapped.clone(), &random).unwrap()
+    };
+    let mut store = start();
+    for position in 0..150 {
+        store.commit(&[entry(position, 1, 700)]).unwrap();
+        store.housekeep();
+    }
+    tidy(&mut store);
+    store.commit(&[Change::Trim(Position(60))]).unwrap();
+    tidy(&mut store);
+    drop(store);
+
+    let mut store = start();
+    assert!(store.durable().synced);
+    assert_eq!(store.run(span(60, 500)), (Slot::Data, span(60, 150)));
+    for position in 60..150 {
+        assert_eq!(
+            bytes_of(&mut store, position),
+            payload(position, 1, 700).into_bytes()
+        );
+    }
+    // A1: bytes in somebody's hand stay what they are, whatever becomes of their file.
+    let held = store.read(Position(60)).unwrap().1;
+    store.commit(&[Change::Trim(Position(150))]).unwrap();
+    for position in 150..500 {
+        store.commit(&[entry(position, 2, 700)]).unwrap();
+        tidy(&mut store);
+    }
+    assert_eq!(held, payload(60, 1, 700));
+}
+
+/// T2: a crash while files are prepared, closed or freed leaves nothing that looks like damage.
+#[test]
+fn a_crash_between_any_two_steps_of_tidying_up_leaves_no_damage() {
+    for steps in 0..40_u32 {
+        let disk = disk(8);
+        let mut store = open(&disk);
+        for position in 0..120 {
+            store.commit(&[entry(position, 1, 500)]).unwrap();
+        }
+        store.commit(&[Change::Trim(Position(70))]).unwrap();
+        let mut left = steps;
+        disk.set_faults(Some(Box::new(move |operation| match operation {
+            Operation::Read { .. } => Outcome::Done,
+            _ if left == 0 => Outcome::Fail(io::ErrorKind::BrokenPipe),
+            _ => {
+                left -= 1;
+                Outcome::Done
+            }
+        })));
+        tidy(&mut store);
+        disk.set_faults(None);
+        disk.crash(usize::MAX, &mut |_, _| false);
+        drop(store);
+
+        let report = inspect(&*disk.attach(), false).unwrap();
+        assert!(
+            report.violations.is_empty(),
+            "{steps}: {:?}",
+            report.violations
+        );
+        let store = open(&disk);
+        assert!(store.durable().synced, "{steps}");
+        assert_eq!(store.run(span(70, 500)), (Slot::Data, span(70, 120)));
+    }
 }

@@ -1,4 +1,5 @@
 //! The store against a plain map, through crashes, torn writes, full disks, flipped bits and lies.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -557,10 +558,12 @@ proptest! {
         again in prop::collection::vec(batch(), 0..6),
     ) {
         let mut machine = Machine::new(40);
-        actions.iter().for_each(|action| machine.run(action));
+        for action in &actions {
+            machine.run(action);
+        }
         machine.store = None;
         machine.disk.kill();
-        let names: Vec<String> = machine.disk.names().into_iter().filter(|name| name.ends_with(".data")).collect();
+        let names = data_files(&machine.disk);
         for (file, offset, bit) in &flips {
             if let Some(name) = names.get(usize::from(*file).checked_rem(names.len()).unwrap_or(0)) {
                 machine.disk.flip(name, u64::from(*offset) % (16 << 10), 1 << bit);
@@ -588,7 +591,9 @@ proptest! {
         again in prop::collection::vec(batch(), 0..6),
     ) {
         let mut machine = Machine::new(40);
-        actions.iter().for_each(|action| machine.run(action));
+        for action in &actions {
+            machine.run(action);
+        }
         machine.disk.set_faults(Some(Box::new(|operation| match operation {
             Operation::Sync { .. } | Operation::SyncNames => Outcome::Lie,
             _ => Outcome::Done,
@@ -619,7 +624,13 @@ fn observe(machine: &mut Machine, model: &Model) -> BTreeMap<u64, Item> {
             Slot::Junk(term) => Item::Junk(term),
             Slot::Absent | Slot::Trimmed | Slot::Damaged => continue,
         };
-        assert_eq!(Some(&item), model.items.get(&position), "{position}");
+        let expected = model.items.get(&position);
+        assert!(
+            Some(&item) == expected,
+            "{position}: found {}, expected {}",
+            brief(Some(&item)),
+            brief(expected)
+        );
         known.insert(position, item);
     }
     known
@@ -644,12 +655,22 @@ fn stays(machine: &mut Machine, known: &BTreeMap<u64, Item>, again: &[Vec<Piece>
         machine.run(&action);
         let model = machine.model.clone();
         let found = observe(machine, &model);
-        let kept = |items: &BTreeMap<u64, Item>| -> BTreeMap<u64, Item> {
-            items
-                .range(model.trimmed..)
-                .map(|(position, item)| (*position, item.clone()))
-                .collect()
-        };
-        assert_eq!(kept(&found), kept(&model.items));
+        for position in model.trimmed..model.end {
+            let (found, expected) = (found.get(&position), model.items.get(&position));
+            assert!(
+                found == expected,
+                "{position}: found {}, expected {}",
+                brief(found),
+                brief(expected)
+            );
+        }
+    }
+}
+
+fn brief(item: Option<&Item>) -> String {
+    match item {
+        Some(Item::Data(head, _)) => format!("record of attempt {}", head.term),
+        Some(Item::Junk(term)) => format!("junk of {term}"),
+        None => "nothing".to_owned(),
     }
 }

@@ -1,2 +1,7 @@
-//! The binary.
-fn main() {}
+//! The `milonga` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    milonga::cli::main()
+}

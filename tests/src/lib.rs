@@ -2,5 +2,6 @@
 
 pub mod history;
 pub mod invariants;
+pub mod model;
 pub mod scenarios;
 pub mod sim;

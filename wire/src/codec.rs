@@ -105,21 +105,6 @@ impl Payload {
         taken
     }
 
-    /// A frame of `whole` bytes that lies in the first chunk: most do, many to a chunk.
-    fn cut_from_first(&mut self, head: usize, whole: usize) -> Option<Frame> {
-        let first = self.chunks.first_mut()?;
-        if first.len() <= whole {
-            return None;
-        }
-        let frame = Frame {
-            head: first.slice(PREFIX..PREFIX + head),
-            payload: first.slice(PREFIX + head..whole).into(),
-        };
-        first.advance(whole);
-        self.len -= whole;
-        Some(frame)
-    }
-
     /// All bytes in one piece: shared if there is one chunk, else copied.
     pub fn into_bytes(self) -> Bytes {
         let Self { mut chunks, len } = self;
@@ -179,7 +164,8 @@ impl Frame {
     /// # Errors
     /// [`DecodeError::TooLarge`] if it would be over the limits.
     pub fn new<T: Serialize>(head: &T, payload: Payload) -> Result<Self, DecodeError> {
-        let bytes = postcard::to_extend(head, vec![FORMAT_VERSION]).map_err(not_a_head)?;
+        let bytes =
+            postcard::to_extend(head, vec![FORMAT_VERSION]).map_err(|error| not_a_head(&error))?;
         let asked = (PREFIX + bytes.len() + payload.len()) as u64;
         if bytes.len() > HEAD_BYTES_MAX || asked > FRAME_BYTES_MAX as u64 {
             return Err(DecodeError::TooLarge { asked });
@@ -204,7 +190,7 @@ impl Frame {
         if *version != FORMAT_VERSION {
             return Err(DecodeError::Version { found: *version });
         }
-        let (value, rest) = postcard::take_from_bytes(head).map_err(not_a_head)?;
+        let (value, rest) = postcard::take_from_bytes(head).map_err(|error| not_a_head(&error))?;
         if rest.is_empty() {
             Ok(value)
         } else {
@@ -234,7 +220,7 @@ impl Frame {
     /// [`DecodeError::TooLarge`] if it would be over the limits.
     pub fn measure<T: Serialize>(head: &T, payload_bytes: usize) -> Result<usize, DecodeError> {
         let bytes = postcard::serialize_with_flavor(head, Size::default());
-        let head_bytes = 1 + bytes.map_err(not_a_head)?;
+        let head_bytes = 1 + bytes.map_err(|error| not_a_head(&error))?;
         let asked = PREFIX + head_bytes + payload_bytes;
         if head_bytes > HEAD_BYTES_MAX || asked > FRAME_BYTES_MAX {
             let asked = asked as u64;
@@ -256,7 +242,8 @@ impl Frame {
         let start = out.len();
         out.put_bytes(0, PREFIX);
         out.put_u8(FORMAT_VERSION);
-        let written = postcard::serialize_with_flavor(head, Tail::new(out)).map_err(not_a_head);
+        let written = postcard::serialize_with_flavor(head, Tail::new(out))
+            .map_err(|error| not_a_head(&error));
         let whole = out.len() - start + payload_bytes;
         let head_bytes = out.len() - start - PREFIX;
         let fits = head_bytes <= HEAD_BYTES_MAX && whole <= FRAME_BYTES_MAX;
@@ -292,13 +279,27 @@ impl Frame {
         if (arrived.len() as u64) < whole {
             return Ok(None);
         }
-        let (head, whole) = (head as usize, whole as usize);
-        if let Some(frame) = arrived.cut_from_first(head, whole) {
-            return Ok(Some(frame));
+        if let Some(first) = arrived.chunks.first_mut()
+            && first.len() as u64 > whole
+        {
+            // Most frames are small and lie in one chunk with many others.
+            let mut frame = first.split_to(whole as usize);
+            arrived.len -= whole as usize;
+            frame.advance(PREFIX);
+            if head as usize == frame.len() {
+                let payload = Payload::new();
+                return Ok(Some(Self {
+                    head: frame,
+                    payload,
+                }));
+            }
+            let head = frame.split_to(head as usize);
+            let payload = frame.into();
+            return Ok(Some(Self { head, payload }));
         }
         drop(arrived.split_to(PREFIX));
-        let head_bytes = arrived.split_to(head).into_bytes();
-        let payload = arrived.split_to(whole - PREFIX - head);
+        let head_bytes = arrived.split_to(head as usize).into_bytes();
+        let payload = arrived.split_to(length as usize - 4 - head as usize);
         Ok(Some(Self {
             head: head_bytes,
             payload,
@@ -365,7 +366,7 @@ impl Flavor for Tail<'_> {
     }
 }
 
-fn not_a_head(error: postcard::Error) -> DecodeError {
+fn not_a_head(error: &postcard::Error) -> DecodeError {
     DecodeError::Malformed {
         why: error.to_string(),
     }
@@ -377,15 +378,14 @@ fn peek_prefix(arrived: &Payload) -> Option<[u32; 2]> {
         return None;
     }
     let mut prefix = [0; PREFIX];
-    match arrived.chunks.first()?.first_chunk() {
-        Some(whole) => prefix = *whole,
-        None => {
-            let bytes = arrived.chunks.iter().flatten();
-            prefix
-                .iter_mut()
-                .zip(bytes)
-                .for_each(|(slot, byte)| *slot = *byte);
-        }
+    if let Some(whole) = arrived.chunks.first().and_then(|chunk| chunk.first_chunk()) {
+        prefix = *whole;
+    } else {
+        let bytes = arrived.chunks.iter().flatten();
+        prefix
+            .iter_mut()
+            .zip(bytes)
+            .for_each(|(slot, byte)| *slot = *byte);
     }
     let both = u64::from_le_bytes(prefix);
     Some([both as u32, (both >> 32) as u32])

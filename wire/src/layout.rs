@@ -14,7 +14,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
-    SEGMENTS_MAX, SERVERS_MAX, STRIPE_WIDTH_MAX, STRIPE_WIDTH_MIN, TEXT_BYTES_MAX,
+    SEGMENTS_MAX, SERVERS_MAX, STRIPE_WIDTH_MAX, STRIPE_WIDTH_MIN, TEXT_BYTES_MAX, WINDOW_POSITIONS,
 };
 use crate::{Address, ClusterId, Identity, Incarnation, Position, ServerName, Span, Stripes, Term};
 
@@ -275,6 +275,12 @@ impl Layout {
                 return Err(format!(
                     "segment {index} has a stripe width of {}",
                     segment.stripe_width
+                ));
+            }
+            let round = u64::from(segment.stripe_width) * segment.chains.len() as u64;
+            if round > WINDOW_POSITIONS / 2 {
+                return Err(format!(
+                    "segment {index} has stripes so wide, for so many chains, that a chain's first lies out of its window"
                 ));
             }
             if segment.chains.is_empty() || segment.chains.len() > usize::from(u16::MAX) {

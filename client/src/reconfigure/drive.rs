@@ -10,9 +10,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX};
 use milonga_wire::{
-    Acceptance, Before, Decided, Description, Kind, Layout, LayoutReply, LayoutRequest, Origin,
-    Payload, Position, Rank, Refusal, Sealed, SequencerReply, SequencerRequest, Server, Span,
-    StreamId, StreamTail, Term, UnitReply, UnitRequest,
+    Acceptance, Before, Decided, Description, InvalidLayout, Kind, Layout, LayoutReply,
+    LayoutRequest, Origin, Payload, Position, Rank, Refusal, Sealed, SequencerReply,
+    SequencerRequest, Server, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
 };
 
 use crate::calls::{Failure, peer, unexpected};
@@ -39,6 +39,9 @@ pub enum ChangeError {
     /// A server that the change needs did not answer, or refused.
     #[error(transparent)]
     Server(#[from] Failure),
+    /// Layout servers said things that make no decision.
+    #[error(transparent)]
+    Unproved(#[from] InvalidLayout),
     /// No sequencer of the layout answered.
     #[error("no sequencer answered: {}; start one of them", .0.join(", "))]
     NoSequencer(Vec<String>),
@@ -57,18 +60,53 @@ pub enum ChangeError {
     },
 }
 
-/// Looks again at a cluster that gave trouble, and does what is missing: finishes a half-done term, or makes the next
-/// one if a server was restarted. Does nothing to a cluster that is well.
+/// What a look at all servers of the newest layout shows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Look {
+    /// Every server runs as the layout lists it.
+    Well,
+    /// A layout of the next term was accepted, or a unit is sealed for it: someone is at it, or died over it.
+    HalfDone,
+    /// A unit or the sequencer runs in another process start than the layout lists.
+    Restarted,
+    /// The sequencer does not answer.
+    NoSequencer,
+}
+
+/// Looks again at a cluster that gave trouble, and does what is missing: finishes a half-done term, makes the next one if
+/// a server was restarted, teaches layout servers what they missed. Changes nothing in a cluster that is well.
 ///
 /// # Errors
 /// [`ChangeError`].
 pub async fn mend(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
+    let host = log.host();
+    let (known, mut seen) = look(log).await?;
+    let term = known.layout.term;
+    if matches!(seen, Look::HalfDone | Look::NoSequencer) {
+        // Another proposer may be at work, or one message was lost: a moment, and another look (H19, H29).
+        host.clock
+            .sleep(host.random.jittered(Duration::from_millis(300)))
+            .await;
+        let (newer, again) = look(log).await?;
+        if newer.layout.term > term {
+            finish(log, &newer).await?;
+            return Ok(Arc::new(newer));
+        }
+        seen = again;
+    }
+    match seen {
+        Look::Well => {
+            teach_all(log, &known).await;
+            finish(log, &known).await?;
+            Ok(Arc::new(known))
+        }
+        Look::HalfDone | Look::Restarted | Look::NoSequencer => change(log, term, why).await,
+    }
+}
+
+async fn look(log: &Log) -> Result<(Decided, Look), ChangeError> {
     let known = log.shared.layouts.read().await?;
     let layout = &known.decided.layout;
-    let promised = known
-        .standings
-        .iter()
-        .any(|standing| standing.promised.is_some());
     let units = join_all(
         layout
             .units
@@ -77,33 +115,50 @@ pub async fn mend(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
     )
     .await;
     let sequencer = describe(log, &layout.sequencer, Kind::Sequencer).await;
-    let same = |listed: &Server, found: &Result<Description, Failure>| {
+    let accepted = known
+        .standings
+        .iter()
+        .any(|standing| standing.accepted.is_some());
+    let sealed_ahead = units.iter().flatten().any(|unit| unit.term > layout.term);
+    let other_start = |listed: &Server, found: &Result<Description, Failure>| {
         found
             .as_ref()
-            .is_ok_and(|found| found.incarnation == listed.incarnation)
+            .is_ok_and(|found| found.incarnation != listed.incarnation)
     };
     let restarted = layout
         .units
         .iter()
         .zip(&units)
-        .chain(std::iter::once((&layout.sequencer, &sequencer)))
-        .any(|(listed, found)| found.is_ok() && !same(listed, found));
-    let sealed_ahead = units.iter().flatten().any(|unit| unit.term > layout.term);
-    if promised || restarted || sealed_ahead || sequencer.is_err() {
-        return rebuild(log, why).await;
-    }
-    finish(log, &known.decided).await?;
-    Ok(Arc::new(known.decided))
+        .any(|(listed, found)| other_start(listed, found));
+    let seen = if accepted || sealed_ahead {
+        Look::HalfDone
+    } else if restarted || other_start(&layout.sequencer, &sequencer) {
+        Look::Restarted
+    } else if sequencer.is_err() {
+        Look::NoSequencer
+    } else {
+        Look::Well
+    };
+    Ok((known.decided, seen))
 }
 
-/// Makes the next layout: the same servers in their present process starts, a fresh sequencer. A half-done term is
-/// finished instead if there is one.
+/// Makes the next layout now: the same servers in their present process starts, a fresh sequencer.
 ///
 /// # Errors
 /// [`ChangeError`].
 pub async fn rebuild(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
+    let term = log.shared.layouts.read().await?.decided.layout.term;
+    change(log, term, why).await
+}
+
+/// Makes the layout that follows `from`. If another proposer decides one first, that is finished instead: whatever asked
+/// for this change is looked at again under it, so one failure makes one term.
+///
+/// # Errors
+/// [`ChangeError`].
+pub(crate) async fn change(log: &Log, from: Term, why: &str) -> Result<Arc<Decided>, ChangeError> {
     let host = log.host();
-    let mut number = 1;
+    let mut number = 0;
     for attempt in 0..TRIES {
         if attempt > 0 {
             host.clock
@@ -114,6 +169,10 @@ pub async fn rebuild(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> 
                 .await;
         }
         let known = log.shared.layouts.read().await?;
+        if known.decided.layout.term > from {
+            finish(log, &known.decided).await?;
+            return Ok(Arc::new(known.decided));
+        }
         let seen = known
             .standings
             .iter()
@@ -124,10 +183,17 @@ pub async fn rebuild(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> 
             number,
             proposer: host.random.id(),
         };
+        let accepted = known
+            .standings
+            .iter()
+            .any(|standing| standing.accepted.is_some());
+        if !accepted {
+            // Before anything is promised or sealed: can it succeed at all?
+            second_look(log, &known.decided.layout).await?;
+        }
         match propose(log, &known.decided, rank, why).await {
             Ok(decided) => {
                 finish(log, &decided).await?;
-                restore_restarted(log, &known.decided.layout, &decided.layout).await;
                 return Ok(Arc::new(decided));
             }
             Err(Step::Again) => {}
@@ -163,11 +229,9 @@ async fn propose(log: &Log, previous: &Decided, rank: Rank, why: &str) -> Result
         })
         .max_by_key(|(rank, _)| *rank);
     // An accepted layout may be decided already (H21): it is finished, and nothing of it is used before.
-    let layout = if let Some((_, layout)) = accepted {
-        *layout
-    } else {
-        second_look(log, old).await?;
-        compute(log, old, term, why).await?
+    let layout = match accepted {
+        Some((_, layout)) => *layout,
+        None => compute(log, old, term, why).await?,
     };
     let request = LayoutRequest::Propose {
         rank,
@@ -188,10 +252,7 @@ async fn propose(log: &Log, previous: &Decided, rank: Rank, why: &str) -> Result
         layout,
         acceptances,
     };
-    debug_assert!(
-        decided.check(old).is_ok(),
-        "a majority accepted at one rank"
-    );
+    decided.check(old).map_err(ChangeError::from)?;
     let learn = LayoutRequest::Learn {
         decided: Box::new(decided.clone()),
     };
@@ -431,7 +492,35 @@ pub(crate) async fn finish(log: &Log, decided: &Decided) -> Result<(), ChangeErr
     for result in join_all(announced).await {
         result?;
     }
-    bootstrap(log, decided).await
+    bootstrap(log, decided).await?;
+    let (restorer, decided) = (log.clone(), decided.clone());
+    log.host()
+        .tasks
+        .spawn(async move { restore_lacking(&restorer, &decided.layout).await });
+    Ok(())
+}
+
+/// Sends every layout server that lags behind `decided` what it lacks: else it could not confirm the term (H20).
+async fn teach_all(log: &Log, decided: &Decided) {
+    let layout = &decided.layout;
+    let lessons = layout.layout_servers.iter().map(|server| async move {
+        let answer = log
+            .shared
+            .calls
+            .layout(server, layout.term, LayoutRequest::Newest)
+            .await;
+        let Ok(LayoutReply::Newest {
+            decided: newest, ..
+        }) = answer
+        else {
+            return;
+        };
+        let newest = newest.map(|newest| newest.layout.term);
+        if newest.is_none_or(|newest| newest < layout.term) {
+            teach(log, server, newest, decided).await;
+        }
+    });
+    join_all(lessons).await;
 }
 
 /// Gives the sequencer of `decided` the tails of all streams, read from every unit of the layout.
@@ -494,7 +583,7 @@ async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
             .sequencer(&layout.sequencer, layout.term, request)
             .await?
         {
-            SequencerReply::Bootstrapped { .. } => {}
+            SequencerReply::Bootstrapped { serving } if serving || page + 1 < pages => {}
             _ => return Err(unexpected(layout.sequencer.name.as_str()).into()),
         }
     }
@@ -546,24 +635,17 @@ fn merge(into: &mut Before, other: Before) {
     }
 }
 
-/// Restores, below the new open segment, what restarted units may lack. What cannot be restored now is restored by
-/// whoever meets it.
-async fn restore_restarted(log: &Log, old: &Layout, new: &Layout) {
-    let restarted = |chain: &milonga_wire::Chain| {
-        let changed = |unit| {
-            old.unit(unit).map(|unit| unit.incarnation)
-                != new.unit(unit).map(|unit| unit.incarnation)
-        };
-        chain.units.iter().any(|unit| changed(*unit))
-    };
-    for (chain, stripes) in new.chains().filter(|(chain, _)| restarted(chain)) {
+/// Restores, below the open segment, whatever any unit of a chain lacks. What cannot be restored now is restored by whoever
+/// meets it, or the next time.
+async fn restore_lacking(log: &Log, layout: &Layout) {
+    for (chain, stripes) in layout.chains() {
         let closed = stripes
             .span
-            .intersect(Span::new(Position::FIRST, new.open_segment().start));
+            .intersect(Span::new(Position::FIRST, layout.open_segment().start));
         if closed.is_empty() {
             continue;
         }
-        let chain = log.chain(new, chain);
+        let chain = log.chain(layout, chain);
         let mut restored = Position::FIRST;
         loop {
             let marks = join_all(chain.all().map(|unit| chain.settled_at(unit, stripes))).await;
@@ -578,7 +660,7 @@ async fn restore_restarted(log: &Log, old: &Layout, new: &Layout) {
                 break;
             };
             if !log.restore(run).await {
-                return;
+                break;
             }
             restored = run.end;
         }

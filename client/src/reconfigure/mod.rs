@@ -14,6 +14,7 @@ mod drive;
 mod genesis;
 mod plan;
 
+pub(crate) use drive::change;
 pub use drive::{ChangeError, mend, rebuild};
 pub use genesis::{Genesis, InitError, init};
 pub use plan::{PlanError, Seals, restarted};

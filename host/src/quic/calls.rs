@@ -14,11 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use milonga_wire::Frame;
 use tokio::sync::{Notify, Semaphore};
 
 use super::queue::Queue;
 use crate::Moment;
-use crate::net::{Request, Response};
+use crate::net::Request;
 
 /// Bits of an id that say which slot; the rest count the slot's calls.
 const SLOT_BITS: u32 = 20;
@@ -28,7 +29,8 @@ pub(super) const CALLS_MAX: usize = 1 << SLOT_BITS;
 /// What became of a call.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Reply(Response),
+    /// Whoever waits decodes it.
+    Reply(Frame),
     NotSent(Arc<str>),
     Lost(Arc<str>),
     Deadline,
@@ -75,6 +77,7 @@ struct Slot {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Slots are few and reused: a box per reply would cost more.
 enum Phase {
     Free,
     Waiting(Waker),
@@ -260,15 +263,12 @@ impl Lane {
 pub(super) struct Room(Arc<Lane>, u32);
 
 impl Room {
-    /// Queues `request`; its reply is waited for until `deadline`.
-    ///
-    /// # Errors
-    /// The call's outcome, if it is over already.
-    pub(super) fn send(mut self, request: Request, deadline: Moment) -> Result<Exchange, Outcome> {
-        let id = self.0.queue(request, self.1, deadline)?;
-        // The call holds the room from now on.
-        self.1 = 0;
-        Ok(Exchange(Some((self.0.clone(), id))))
+    /// Sends `request` and waits for its reply until `deadline`.
+    pub(super) fn exchange(self, request: Request, deadline: Moment) -> Exchange {
+        Exchange {
+            step: Step::Queue(self, request),
+            deadline,
+        }
     }
 }
 
@@ -278,41 +278,76 @@ impl Drop for Room {
     }
 }
 
-/// One call on its way. Dropping it gives the call up.
+/// One call. Dropping it gives the call up.
 #[derive(Debug)]
-pub(super) struct Exchange(Option<(Arc<Lane>, u64)>);
+pub(super) struct Exchange {
+    step: Step,
+    deadline: Moment,
+}
+
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // It is made once per call and not moved: a box would cost more.
+enum Step {
+    Queue(Room, Request),
+    Wait(Arc<Lane>, u64),
+    Done,
+}
 
 impl Future for Exchange {
     type Output = Outcome;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
-        let Some((lane, id)) = &self.0 else {
-            return Poll::Pending;
-        };
-        match lane.poll_outcome(*id, context.waker()) {
-            Some(outcome) => {
-                self.0 = None;
-                Poll::Ready(outcome)
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        let this = self.get_mut();
+        match &mut this.step {
+            Step::Queue(room, request) => {
+                let charge = mem::take(&mut room.1);
+                match room
+                    .0
+                    .queue(request, charge, this.deadline, context.waker())
+                {
+                    Ok(id) => {
+                        this.step = Step::Wait(room.0.clone(), id);
+                        Poll::Pending
+                    }
+                    Err(outcome) => {
+                        room.0.release(charge as usize);
+                        this.step = Step::Done;
+                        Poll::Ready(*outcome)
+                    }
+                }
             }
-            None => Poll::Pending,
+            Step::Wait(lane, id) => match lane.poll_outcome(*id, context.waker()) {
+                Poll::Ready(outcome) => {
+                    this.step = Step::Done;
+                    Poll::Ready(outcome)
+                }
+                Poll::Pending => Poll::Pending,
+            },
+            Step::Done => Poll::Pending,
         }
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Some((lane, id)) = &self.0 {
+        if let Step::Wait(lane, id) = &self.step {
             lane.abandon(*id);
         }
     }
 }
 
 impl Lane {
-    fn queue(&self, request: Request, charge: u32, deadline: Moment) -> Result<u64, Outcome> {
+    fn queue(
+        &self,
+        request: &mut Request,
+        charge: u32,
+        deadline: Moment,
+        waker: &Waker,
+    ) -> Result<u64, Box<Outcome>> {
         let mut state = self.state();
         let state = &mut *state;
         if let Some(why) = &state.failed {
-            return Err(Outcome::NotSent(why.clone()));
+            return Err(Outcome::NotSent(why.clone()).into());
         }
         let index = match state.free.pop() {
             Some(index) => index,
@@ -328,23 +363,22 @@ impl Lane {
             }
             None => {
                 let why = format!("{CALLS_MAX} calls are in flight; wait for replies");
-                return Err(Outcome::NotSent(why.into()));
+                return Err(Outcome::NotSent(why.into()).into());
             }
         };
         let slot = &mut state.slots[index as usize];
         slot.count += 1;
         let id = (slot.count << SLOT_BITS) | u64::from(index);
         let was_empty = state.queue.is_empty();
-        let Request { mut head, payload } = request;
-        head.id = id;
-        if let Err(error) = state.queue.push(&head, &payload) {
+        request.head.id = id;
+        if let Err(error) = state.queue.push(&request.head, &request.payload) {
             state.free.push(index);
-            return Err(Outcome::Protocol(error.to_string()));
+            return Err(Outcome::Protocol(error.to_string()).into());
         }
         slot.charge = charge;
         slot.end = state.queue.queued();
         slot.deadline = Some(deadline);
-        slot.phase = Phase::Waiting(Waker::noop().clone());
+        slot.phase = Phase::Waiting(waker.clone());
         state.waiting += 1;
         state.calls += 1;
         if was_empty {
@@ -357,18 +391,16 @@ impl Lane {
         Ok(id)
     }
 
-    fn poll_outcome(&self, id: u64, waker: &Waker) -> Option<Outcome> {
+    fn poll_outcome(&self, id: u64, waker: &Waker) -> Poll<Outcome> {
         let mut state = self.state();
         let slot = state.slot(id).expect("a slot is freed by its call alone");
-        match &mut slot.phase {
-            Phase::Waiting(old) => {
-                old.clone_from(waker);
-                None
-            }
-            Phase::Over(_) | Phase::Free => match state.free_slot(id) {
-                Phase::Over(outcome) => Some(outcome),
-                Phase::Waiting(_) | Phase::Free => unreachable!("the phase was just seen"),
-            },
+        if let Phase::Waiting(old) = &mut slot.phase {
+            old.clone_from(waker);
+            return Poll::Pending;
+        }
+        match state.free_slot(id) {
+            Phase::Over(outcome) => Poll::Ready(outcome),
+            Phase::Waiting(_) | Phase::Free => unreachable!("its phase was just seen"),
         }
     }
 
@@ -422,7 +454,7 @@ fn give_up(slot: &mut Slot, written: u64, given_up: &mut BTreeMap<u64, u32>) -> 
 mod tests {
     use std::time::Duration;
 
-    use milonga_wire::{ClusterId, Frame, Payload, Refusal, Request as Asked, Term};
+    use milonga_wire::{ClusterId, Payload, Request as Asked, RequestHead, Term};
     use tokio::task::JoinHandle;
 
     use super::*;
@@ -442,27 +474,23 @@ mod tests {
     }
 
     fn answer(id: u64) -> (u64, Outcome) {
-        let reply = Err(Refusal::malformed(id.to_string()));
-        let payload = Payload::new();
-        (id, Outcome::Reply(Response { reply, payload }))
+        let frame = Frame::new(&id, Payload::new()).unwrap();
+        (id, Outcome::Reply(frame))
     }
 
     fn start(lane: &Arc<Lane>, bytes: usize, within_ms: u64) -> JoinHandle<Outcome> {
         let room = lane.try_admit(bytes).unwrap();
         let deadline = Clock::real().now().plus(Duration::from_millis(within_ms));
-        tokio::spawn(async move {
-            match room.send(request(bytes), deadline) {
-                Ok(exchange) => exchange.await,
-                Err(outcome) => outcome,
-            }
-        })
+        tokio::spawn(room.exchange(request(bytes), deadline))
     }
 
     async fn ids(lane: &Lane) -> Vec<u64> {
         let mut parts = vec![];
         lane.take(&mut parts).await.unwrap();
         let mut arrived = Payload::new();
-        parts.into_iter().for_each(|part| arrived.push(part));
+        for part in parts {
+            arrived.push(part);
+        }
         let mut ids = vec![];
         while let Some(frame) = Frame::take_from(&mut arrived).unwrap() {
             ids.push(frame.decode::<RequestHead>().unwrap().id);
@@ -479,19 +507,19 @@ mod tests {
     async fn a_late_reply_reaches_nobody() {
         let lane = Arc::new(Lane::new(1 << 20));
         let first = start(&lane, 10, 1_000);
-        let late = ids(&lane).await[0];
+        let old = ids(&lane).await[0];
         first.abort();
         assert!(first.await.unwrap_err().is_cancelled());
 
         let second = start(&lane, 10, 1_000);
         let right = ids(&lane).await[0];
-        assert_eq!(late & 0xfffff, right & 0xfffff);
-        deliver(&lane, [answer(late), answer(77)]);
+        assert_eq!(old & 0xfffff, right & 0xfffff);
+        deliver(&lane, [answer(old), answer(77)]);
         deliver(&lane, [answer(right)]);
-        let Outcome::Reply(response) = second.await.unwrap() else {
+        let Outcome::Reply(frame) = second.await.unwrap() else {
             panic!("no reply");
         };
-        assert_eq!(response.reply, Err(Refusal::malformed(right.to_string())));
+        assert_eq!(frame.decode::<u64>(), Ok(right));
         assert_eq!(lane.usage(), (0, 2));
     }
 

@@ -95,7 +95,9 @@ mod tests {
         assert!(parts.iter().any(|part| part.as_ptr() == large.as_ptr()));
 
         let mut arrived = Payload::new();
-        parts.into_iter().for_each(|part| arrived.push(part));
+        for part in parts {
+            arrived.push(part);
+        }
         for (head, payload) in frames {
             let frame = Frame::take_from(&mut arrived).unwrap().unwrap();
             assert_eq!(frame.decode::<u64>().unwrap(), head);

@@ -42,11 +42,12 @@ impl Load {
         self.until(|bytes| bytes == 0).await;
     }
 
+    /// Whether [`Load::room`] would not wait.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) <= self.limit
+    }
+
     async fn until(&self, fits: impl Fn(usize) -> bool) {
-        // Nearly always; to be told of a change takes a lock.
-        if fits(self.bytes.load(Ordering::Acquire)) {
-            return;
-        }
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();

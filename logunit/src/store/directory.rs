@@ -15,6 +15,8 @@ pub(super) const MAPPING: &str = "mapping";
 /// Made by some file systems.
 const NOT_OURS_TO_MIND: &str = "lost+found";
 
+/// Where the identity file's checksum stands.
+const SUM_AT: usize = PAGE as usize - 4;
 const MAGIC: [u8; 16] = *b"milonga log unit";
 
 /// Why a directory cannot be opened as this unit's store.
@@ -94,6 +96,11 @@ impl OpenError {
     }
 }
 
+/// Whether a name that is no file's of data belongs here all the same.
+pub(super) fn is_known(name: &str) -> bool {
+    [IDENTITY, IDENTITY_NEW, MAPPING, NOT_OURS_TO_MIND].contains(&name)
+}
+
 /// What a name in the directory means.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(super) enum Name {
@@ -139,13 +146,17 @@ impl Owned {
         let name = self.name.as_bytes();
         page[64] = name.len() as u8;
         page[65..65 + name.len()].copy_from_slice(name);
-        let sum = crc32fast::hash(&page[24..]);
-        page[20..24].copy_from_slice(&sum.to_le_bytes());
+        let sum = crc32fast::hash(&page[..SUM_AT]);
+        page[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
         page
     }
 
     fn decode(page: &[u8]) -> Result<Self, OpenError> {
         if page.len() != PAGE as usize || page[0..16] != MAGIC {
+            return Err(OpenError::DamagedIdentity);
+        }
+        // The checksum stands where it stands in every version, so that damage is not taken for the future.
+        if u32_at(page, SUM_AT) != crc32fast::hash(&page[..SUM_AT]) {
             return Err(OpenError::DamagedIdentity);
         }
         let version = u32_at(page, 16);
@@ -155,16 +166,12 @@ impl Owned {
                 known: FORMAT_VERSION,
             });
         }
-        let name = &page[65..65 + usize::from(page[64])];
-        let name = String::from_utf8(name.to_vec());
-        match name {
-            Ok(name) if u32_at(page, 20) == crc32fast::hash(&page[24..]) => Ok(Self {
-                cluster: ClusterId(array(page, 32)),
-                identity: Identity(array(page, 48)),
-                name,
-            }),
-            Ok(_) | Err(_) => Err(OpenError::DamagedIdentity),
-        }
+        let name = page[65..65 + usize::from(page[64])].to_vec();
+        Ok(Self {
+            cluster: ClusterId(array(page, 32)),
+            identity: Identity(array(page, 48)),
+            name: String::from_utf8(name).map_err(|_| OpenError::DamagedIdentity)?,
+        })
     }
 }
 

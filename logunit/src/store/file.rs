@@ -68,6 +68,7 @@ impl DataFile {
     pub(super) fn empty(key: Key, file: Arc<dyn File>) -> Self {
         let summary = Summary {
             state: State::default(),
+            after: 0,
             first: 0,
             last: 0,
             data_end: PAGE,
@@ -84,11 +85,20 @@ impl DataFile {
         }
     }
 
-    /// Its index and summary, if its footer verifies.
-    pub(super) fn read_footer(key: &Key, file: &dyn File) -> Option<(Summary, FileIndex)> {
+    fn trailer(key: &Key, file: &dyn File) -> Option<Trailer> {
         let size = file.size();
         let at = size.checked_sub(TRAILER as u64)?;
-        let trailer = Trailer::decode(key, size, &read(file, at, TRAILER).ok()?)?;
+        Trailer::decode(key, size, &read(file, at, TRAILER).ok()?)
+    }
+
+    /// Whether a footer was written, whatever has become of it.
+    pub(super) fn has_trailer(key: &Key, file: &dyn File) -> bool {
+        Self::trailer(key, file).is_some()
+    }
+
+    /// Its index and summary, if its footer verifies.
+    pub(super) fn read_footer(key: &Key, file: &dyn File) -> Option<(Summary, FileIndex)> {
+        let trailer = Self::trailer(key, file)?;
         let bytes = read(file, trailer.start, trailer.len as usize).ok()?;
         trailer.footer(key, &bytes)
     }
@@ -110,15 +120,14 @@ impl DataFile {
         Ok(())
     }
 
-    /// Maps a file that is never written again while it is in use. Where that is not possible, it is read instead.
-    fn mapped(&mut self, allowed: bool) -> Option<&Bytes> {
-        let closed = self.footer != Footer::Missing;
-        if self.map.is_none() && allowed && closed {
+    /// The map of a file that is never written again while it is in use; none where it has to be read instead.
+    fn mapped(&mut self) -> Option<&Mapped> {
+        if self.map.is_none() && self.footer != Footer::Missing {
             let held = Arc::new(self.file.map().ok()?);
             let bytes = Bytes::from_owner(Holder(Arc::clone(&held)));
             self.map = Some(Mapped { bytes, held });
         }
-        self.map.as_ref().map(|map| &map.bytes)
+        self.map.as_ref()
     }
 
     /// Whether the file may be written anew (A1).
@@ -142,30 +151,30 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// `len` bytes of `file` from `at`: of its map if it has one, else read.
-    pub(super) fn fetch(
-        &mut self,
-        file: &mut DataFile,
+    /// `len` bytes of `file` from `at`: of its map if it has one, else read. They are part of the bytes returned, from
+    /// the index returned.
+    pub(super) fn load<'a>(
+        &'a mut self,
+        file: &'a mut DataFile,
         map: bool,
         at: u64,
         len: u64,
-    ) -> io::Result<Bytes> {
-        let end = at
-            .checked_add(len)
-            .filter(|end| *end <= file.summary.data_end);
+    ) -> io::Result<(&'a Bytes, usize)> {
+        let data_end = file.summary.data_end;
+        let end = at.checked_add(len).filter(|end| *end <= data_end);
         let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
-        if let Some(bytes) = file.mapped(map) {
-            let inside = end <= bytes.len() as u64;
-            return inside
-                .then(|| bytes.slice(at as usize..end as usize))
-                .ok_or_else(|| io::ErrorKind::UnexpectedEof.into());
-        }
         let number = file.key.number;
+        if map && file.mapped().is_some() {
+            let mapped = file.map.as_ref().map(|map| &map.bytes);
+            let mapped = mapped.filter(|bytes| end <= bytes.len() as u64);
+            let bytes = mapped.ok_or(io::ErrorKind::UnexpectedEof)?;
+            return Ok((bytes, at as usize));
+        }
         let window_end = self.at + self.bytes.len() as u64;
         if self.file != number || at < self.at || end > window_end {
             let follows = self.file == number && at > self.at && at <= window_end + PAGE;
             let ahead = if follows { AHEAD } else { PAGE };
-            let most = (at + ahead.max(len)).min(file.summary.data_end) - at;
+            let most = (at + ahead.max(len)).min(data_end) - at;
             let mut bytes = BytesMut::zeroed(most as usize);
             file.file.read_at(at, &mut bytes)?;
             *self = Self {
@@ -174,8 +183,7 @@ impl Window {
                 bytes: bytes.freeze(),
             };
         }
-        let start = (at - self.at) as usize;
-        Ok(self.bytes.slice(start..start + len as usize))
+        Ok((&self.bytes, (at - self.at) as usize))
     }
 }
 

@@ -17,13 +17,15 @@ use super::streams::{self, Streams};
 
 pub(super) const TRAILER: usize = 40;
 const MAGIC: u64 = 0x7265_7469_6172_746d;
-const FIXED: usize = State::BYTES + 40;
+const FIXED: usize = State::BYTES + 48;
 
 /// What a file is, beside its index.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Summary {
     /// What held after its last batch.
     pub(super) state: State,
+    /// The batch before its first one.
+    pub(super) after: u64,
     /// Its first batch.
     pub(super) first: u64,
     /// Its last batch.
@@ -53,24 +55,24 @@ pub(super) fn encode(
     };
     let mut out = Vec::new();
     out.extend_from_slice(&summary.state.encode());
-    let numbers = [summary.first, summary.last, summary.data_end, index.end.0];
-    numbers
-        .iter()
-        .for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+    let numbers = [
+        summary.first,
+        summary.last,
+        summary.data_end,
+        index.end.0,
+        summary.after,
+    ];
+    put(&mut out, &numbers);
     out.extend_from_slice(&u32::from(summary.whole).to_le_bytes());
     out.extend_from_slice(&(summary.listed.len() as u32).to_le_bytes());
     out.extend_from_slice(&encode_listed(&summary.listed));
     out.extend_from_slice(&(index.junk.len() as u32).to_le_bytes());
     out.extend_from_slice(&(index.damaged.len() as u32).to_le_bytes());
     for (span, term) in index.junk.iter() {
-        [span.start.0, span.end.0, term.0]
-            .iter()
-            .for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
+        put(&mut out, &[span.start.0, span.end.0, term.0]);
     }
     for (span, ()) in index.damaged.iter() {
-        [span.start.0, span.end.0]
-            .iter()
-            .for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
+        put(&mut out, &[span.start.0, span.end.0]);
     }
     slots.encode(&mut out);
     streams.encode(&mut out);
@@ -86,6 +88,12 @@ pub(super) fn encode(
     let trailer_sum = key.crc(&out[at + 16..]);
     out[at + 8..at + 12].copy_from_slice(&trailer_sum.to_le_bytes());
     Some(out)
+}
+
+fn put(out: &mut Vec<u8>, numbers: &[u64]) {
+    for number in numbers {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
 }
 
 /// Where a footer stands.
@@ -127,7 +135,7 @@ impl Trailer {
             rest = behind;
             Some(taken)
         };
-        let listed = decode_listed(take(u32_at(numbers, 36) as usize * LISTED_BYTES)?);
+        let listed = decode_listed(take(u32_at(numbers, 44) as usize * LISTED_BYTES)?);
         let counts = take(8)?;
         let mut index = FileIndex {
             end: Position(u64_at(numbers, 24)),
@@ -144,10 +152,11 @@ impl Trailer {
         index.streams = Streams::Frozen(streams::Frozen::decode(&rest[len..])?);
         let summary = Summary {
             state: State::decode(fixed),
+            after: u64_at(numbers, 32),
             first: u64_at(numbers, 0),
             last: u64_at(numbers, 8),
             data_end: u64_at(numbers, 16),
-            whole: u32_at(numbers, 32) != 0,
+            whole: u32_at(numbers, 40) != 0,
             listed,
         };
         Some((summary, index))

@@ -154,12 +154,13 @@ pub(super) fn read_file_header(page: &[u8], owner: Owner, number: u64) -> Result
     if page.len() < 76 || page[0..8] != FILE_MAGIC {
         return Err(BadFile::Damaged);
     }
+    // The checksum stands where it stands in every version, so that damage is not taken for the future.
+    if u32_at(page, 72) != crc(0, &page[..72]) {
+        return Err(BadFile::Damaged);
+    }
     let version = u32_at(page, 8);
     if version > FORMAT_VERSION {
         return Err(BadFile::Version(version));
-    }
-    if u32_at(page, 72) != crc(0, &page[..72]) {
-        return Err(BadFile::Damaged);
     }
     let found = Owner {
         cluster: ClusterId(array(page, 16)),
@@ -222,9 +223,9 @@ impl State {
 /// A batch's head.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(super) struct BatchHead {
-    /// Batches are numbered without a gap, over all files.
+    /// Rises over all files. A number once seen, even in a torn batch, is not given again.
     pub(super) sequence: u64,
-    /// The last batch known to be synced when this one was written.
+    /// The batch before it, which was synced when this one was written.
     pub(super) synced: u64,
     /// Bytes of the whole batch.
     pub(super) bytes: u32,
@@ -368,6 +369,12 @@ impl RecordHead {
             streams,
             len: self.len,
         }
+    }
+
+    /// Bytes of the record whose head, not yet verified, `bytes` start with; with its payload or without.
+    pub(super) fn bytes_at(bytes: &[u8], whole: bool) -> u64 {
+        let payload = if whole { u32_at(bytes, 52) } else { 0 };
+        RECORD_HEAD as u64 + u64::from(u16_at(bytes, 60)) + u64::from(payload)
     }
 
     /// Bytes that [`Draft::entry`] will take for a record, alignment included.
@@ -577,14 +584,14 @@ impl Draft {
     }
 
     /// Ends the batch. Returns its bytes.
-    pub(super) fn finish(&mut self, key: &Key, sequence: u64, state: State) -> u64 {
+    pub(super) fn finish(&mut self, key: &Key, sequence: u64, synced: u64, state: State) -> u64 {
         let bytes = aligned(self.bytes);
         let pad = (bytes - self.bytes) as usize;
         self.buffer.resize(self.buffer.len() + pad, 0);
         self.bytes = bytes;
         let head = BatchHead {
             sequence,
-            synced: sequence - 1,
+            synced,
             bytes: u32::try_from(bytes).expect("a batch is far below 4 GiB"),
             count: self.starts.len() as u32,
             digest: self.digest.clone().finalize(),

@@ -106,6 +106,19 @@ impl FileIndex {
         }
     }
 
+    /// Whether both say the same of every position. Damage that was repaired later does not count.
+    pub(super) fn same_records(&self, other: &Self) -> bool {
+        let records = match (&self.slots, &other.slots) {
+            (Slots::Frozen(own), Slots::Frozen(others)) => own == others,
+            (Slots::Growing(_), _) | (_, Slots::Growing(_)) => false,
+        };
+        let streams = match (&self.streams, &other.streams) {
+            (Streams::Frozen(own), Streams::Frozen(others)) => own == others,
+            (Streams::Growing(_), _) | (_, Streams::Growing(_)) => false,
+        };
+        records && streams && self.junk.iter().eq(other.junk.iter()) && self.end == other.end
+    }
+
     fn memory_bytes(&self) -> usize {
         let slots = match &self.slots {
             Slots::Growing(growing) => growing.bytes_max() as usize,
@@ -293,7 +306,7 @@ impl Index {
     }
 
     /// Where the record of `position` stands, whatever hides it.
-    pub(super) fn find(&self, position: Position) -> Option<Place> {
+    fn find(&self, position: Position) -> Option<Place> {
         self.around(position).find_map(|(file, index)| {
             let slot = index.slots.find(position)?;
             Some(Place { file, slot })
@@ -301,16 +314,23 @@ impl Index {
     }
 
     pub(super) fn slot(&self, position: Position) -> Slot {
+        self.locate(position).0
+    }
+
+    /// What `position` holds, and where its record stands if it can be read.
+    pub(super) fn locate(&self, position: Position) -> (Slot, Option<Place>) {
         if position < self.trimmed {
-            Slot::Trimmed
-        } else if self.damaged.at(position).is_some() {
-            Slot::Damaged
-        } else if let Some((_, term)) = self.junk.at(position) {
-            Slot::Junk(term)
-        } else if self.find(position).is_some() {
-            Slot::Data
-        } else {
-            Slot::Absent
+            return (Slot::Trimmed, None);
+        }
+        if self.damaged.at(position).is_some() {
+            return (Slot::Damaged, None);
+        }
+        if let Some((_, term)) = self.junk.at(position) {
+            return (Slot::Junk(term), None);
+        }
+        match self.find(position) {
+            Some(place) => (Slot::Data, Some(place)),
+            None => (Slot::Absent, None),
         }
     }
 
@@ -335,15 +355,11 @@ impl Index {
             .around(position)
             .filter_map(|(_, index)| index.slots.run_end(position))
             .max();
-        match run {
-            Some(end) => (Slot::Data, end.min(hidden)),
-            None => {
-                let next = self
-                    .next_record(position)
-                    .map_or(hidden, |next| next.min(hidden));
-                (Slot::Absent, next)
-            }
+        if let Some(end) = run {
+            return (Slot::Data, end.min(hidden));
         }
+        let next = self.next_record(position);
+        (Slot::Absent, next.map_or(hidden, |next| next.min(hidden)))
     }
 
     /// The first position at or after `from` that has a record in any file.

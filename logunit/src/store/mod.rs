@@ -78,7 +78,7 @@ impl Options {
 
     fn check(&self) -> Result<(), OpenError> {
         let sizes = 16 << 10..=16 << 30;
-        if !sizes.contains(&self.file_bytes) || self.file_bytes % PAGE != 0 {
+        if !sizes.contains(&self.file_bytes) || !self.file_bytes.is_multiple_of(PAGE) {
             return Err(OpenError::Option {
                 what: "the size of a data file",
                 found: self.file_bytes,
@@ -108,6 +108,8 @@ pub struct Store {
     current: Option<u64>,
     state: State,
     /// The last batch that is durable.
+    last: u64,
+    /// The number of the last batch, or of what is left of one that was never acknowledged.
     sequence: u64,
     synced: bool,
     /// The first failure (T1).
@@ -170,6 +172,7 @@ impl Store {
             files: found.files,
             current: found.current,
             state: found.state,
+            last: found.last,
             sequence: found.sequence,
             synced: found.synced,
             failed: None,
@@ -226,7 +229,7 @@ impl Store {
                 | Change::Probe => {}
             }
         }
-        self.draft.finish(key, self.sequence + 1, state)
+        self.draft.finish(key, self.sequence + 1, self.last, state)
     }
 
     /// One write and one sync (T1).
@@ -266,10 +269,12 @@ impl Store {
         let at = summary.data_end;
         self.sequence += 1;
         if summary.first == 0 {
+            summary.after = self.last;
             summary.first = self.sequence;
             summary.listed = listed;
         }
         let skipped = usize::from(summary.first == self.sequence && !summary.listed.is_empty());
+        self.last = self.sequence;
         summary.last = self.sequence;
         summary.data_end += bytes;
         summary.state = state;
@@ -350,18 +355,14 @@ impl Store {
             &mut self.window
         };
         let (key, at) = (file.key, u64::from(place.slot) * ALIGN);
-        let mut get = |len: u64| {
-            let bytes = window.fetch(file, self.scrub.map, at, len);
-            bytes.map_err(|error| error.to_string())
-        };
-        let first = get(RECORD_HEAD as u64)?;
-        let streams = u64::from(format::u16_at(&first, 60));
-        let payload = if whole {
-            u64::from(format::u32_at(&first, 52))
-        } else {
-            0
-        };
-        let bytes = get(RECORD_HEAD as u64 + streams + payload)?;
+        let map = self.scrub.map;
+        let failed = |error: io::Error| error.to_string();
+        let (bytes, start) = window
+            .load(file, map, at, RECORD_HEAD as u64)
+            .map_err(failed)?;
+        let len = RecordHead::bytes_at(&bytes[start..], whole);
+        let (bytes, start) = window.load(file, map, at, len).map_err(failed)?;
+        let bytes = bytes.slice(start..start + len as usize);
         let head = RecordHead::decode(&key, &bytes).ok_or("its head does not verify")?;
         if head.position != position || !matches!(head.kind, Kind::Data(_)) {
             return Err("another record stands there".to_owned());
@@ -379,12 +380,13 @@ impl Store {
         whole: bool,
         scrub: bool,
     ) -> Result<(RecordHead, Bytes), ReadError> {
-        match self.index.slot(position) {
-            Slot::Data => {}
-            Slot::Damaged => return Err(ReadError::Damaged("found before".to_owned())),
-            Slot::Absent | Slot::Junk(_) | Slot::Trimmed => return Err(ReadError::NotData),
-        }
-        let place = self.index.find(position).ok_or(ReadError::NotData)?;
+        let place = match self.index.locate(position) {
+            (Slot::Data, Some(place)) => place,
+            (Slot::Damaged, _) => return Err(ReadError::Damaged("found before".to_owned())),
+            (Slot::Data | Slot::Absent | Slot::Junk(_) | Slot::Trimmed, _) => {
+                return Err(ReadError::NotData);
+            }
+        };
         self.fetch(place, position, whole, scrub).map_err(|why| {
             tracing::warn!(%position, file = place.file, %why, "a record cannot be read");
             self.index.put_damaged(position);
@@ -513,7 +515,7 @@ impl Storage for Store {
             }
             at = held;
         }
-        at.min(stripes.span.end.max(stripes.span.start))
+        stripes.span.end.max(from)
     }
 
     fn held(&self, from: Position, count_max: usize) -> Vec<Held> {

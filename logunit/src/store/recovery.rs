@@ -40,6 +40,8 @@ pub(super) struct Recovered {
     pub(super) unused: Vec<u64>,
     pub(super) state: State,
     /// The last batch found.
+    pub(super) last: u64,
+    /// The highest number that any batch had, believed or not.
     pub(super) sequence: u64,
     pub(super) synced: bool,
     /// The highest number that any data file has.
@@ -57,6 +59,7 @@ impl Candidate {
     fn contents(&self, before: u64) -> Scanned {
         match DataFile::read_footer(&self.key, &*self.file) {
             Some((summary, index)) => Scanned {
+                seen: summary.last,
                 summary,
                 index,
                 footer: Footer::Written,
@@ -78,6 +81,8 @@ pub(super) struct Scanned {
     pub(super) last: Option<(u64, u32)>,
     /// Something behind the last batch verifies, or could not be read.
     pub(super) torn: bool,
+    /// The highest number that any batch had, believed or not.
+    pub(super) seen: u64,
 }
 
 /// Opens the data files that `names` names.
@@ -99,6 +104,7 @@ pub(super) fn recover(
         current: None,
         unused: Vec::new(),
         state: State::default(),
+        last: 0,
         sequence: 0,
         synced: true,
         number: numbers.last().copied().unwrap_or(0),
@@ -166,6 +172,7 @@ impl Recovered {
         scanned: Scanned,
         newest: Option<u64>,
     ) -> Result<(), OpenError> {
+        self.sequence = self.sequence.max(scanned.seen);
         if scanned.summary.last == 0 {
             // Nothing in it is believed. What stands in it all the same is torn.
             self.synced &= !scanned.torn;
@@ -187,11 +194,11 @@ impl Recovered {
         let summary = scanned.summary;
         let follows = summary.listed.last().map(|listed| listed.number);
         let before = self.files.last_key_value().map(|(number, _)| *number);
-        let contiguous = follows != before || summary.first == self.sequence + 1;
+        let contiguous = follows != before || summary.after == self.last;
         self.synced &= summary.whole && (contiguous || before.is_none());
         self.state = self.state.merge(summary.state);
         self.state.end = self.state.end.max(scanned.index.end);
-        self.sequence = self.sequence.max(summary.last);
+        self.last = self.last.max(summary.last);
         let mut found = DataFile::new(key, file, summary);
         found.footer = scanned.footer;
         self.files.insert(key.number, found);
@@ -226,42 +233,49 @@ fn rewrite(file: &dyn File, at: u64, bytes: u32) -> std::io::Result<()> {
 /// Reads a file's batches below number `before`.
 pub(super) fn scan(file: &dyn File, key: Key, before: u64) -> Scanned {
     let mut scanner = Scanner::new(file, key, before);
-    let mut scanned = Scanned {
-        summary: Summary {
-            state: State::default(),
-            first: 0,
-            last: 0,
-            data_end: PAGE,
-            whole: true,
-            listed: Vec::new(),
-        },
-        index: FileIndex::default(),
-        footer: Footer::Missing,
-        last: None,
-        torn: false,
-    };
+    let mut contents = Scanned::nothing();
     while let Some(step) = scanner.step() {
-        scanned.apply(step);
+        contents.apply(&step);
     }
-    scanned.torn |= scanner.unreadable;
-    scanned
+    contents.finish(&scanner);
+    contents
 }
 
 impl Scanned {
-    fn apply(&mut self, step: Step) {
+    /// What a file holds before its first batch.
+    pub(super) fn nothing() -> Self {
+        Self {
+            summary: Summary {
+                state: State::default(),
+                after: 0,
+                first: 0,
+                last: 0,
+                data_end: PAGE,
+                whole: true,
+                listed: Vec::new(),
+            },
+            index: FileIndex::default(),
+            footer: Footer::Missing,
+            last: None,
+            torn: false,
+            seen: 0,
+        }
+    }
+
+    pub(super) fn apply(&mut self, step: &Step) {
         let summary = &mut self.summary;
         match step {
             Step::Batch { at, head, records } => {
                 if summary.first == 0 {
                     summary.first = head.sequence;
+                    summary.after = head.synced;
                 } else {
-                    summary.whole &= head.sequence == summary.last + 1;
+                    summary.whole &= head.synced == summary.last;
                 }
-                summary.whole &= head.synced + 1 == head.sequence;
                 summary.last = head.sequence;
                 summary.state = summary.state.merge(head.state);
                 summary.data_end = at + u64::from(head.bytes);
-                self.last = Some((at, head.bytes));
+                self.last = Some((*at, head.bytes));
                 self.put(records);
             }
             Step::Damage {
@@ -272,16 +286,22 @@ impl Scanned {
             } => {
                 tracing::warn!(from = at, to = end, "damaged batches");
                 summary.whole = false;
+                summary.data_end = *end;
                 self.put(records);
                 for position in damaged {
-                    self.index.put_damaged(Span::one(position));
+                    self.index.put_damaged(Span::one(*position));
                 }
             }
-            Step::End { torn, .. } => self.torn = torn,
+            Step::End { torn } => self.torn = *torn,
         }
     }
 
-    fn put(&mut self, records: Vec<Found>) {
+    pub(super) fn finish(&mut self, scanner: &Scanner<'_>) {
+        self.torn |= scanner.unreadable;
+        self.seen = scanner.seen;
+    }
+
+    fn put(&mut self, records: &[Found]) {
         for found in records {
             match found.head.kind {
                 Kind::Data(_) => {
@@ -290,7 +310,7 @@ impl Scanned {
                         .put_record(found.head.position, slot, &found.streams);
                 }
                 Kind::Junk(_) => self.index.put_junk(found.head.span(), found.head.term),
-                Kind::Files => self.summary.listed = found.listed,
+                Kind::Files => self.summary.listed.clone_from(&found.listed),
             }
         }
     }

@@ -67,6 +67,8 @@ pub(super) struct Scanner<'a> {
     pub(super) unreadable: bool,
     at: u64,
     last: u64,
+    /// The highest number of any batch head that verified.
+    pub(super) seen: u64,
     ended: bool,
 }
 
@@ -81,6 +83,7 @@ impl<'a> Scanner<'a> {
             unreadable: false,
             at: PAGE,
             last: 0,
+            seen: 0,
             ended: false,
         }
     }
@@ -144,7 +147,11 @@ impl<'a> Scanner<'a> {
         let (key, last, before) = (self.key, self.last, self.before);
         let head = BatchHead::decode(&key, self.bytes(at, BATCH_HEAD))?;
         let fits = at + u64::from(head.bytes) <= self.file.size();
-        (fits && head.sequence > last && head.sequence < before).then_some(head)
+        let expected = fits && head.sequence > last && head.sequence < before;
+        if expected {
+            self.seen = self.seen.max(head.sequence);
+        }
+        expected.then_some(head)
     }
 
     /// The batch at `at`, if all of it verifies (F2).

@@ -178,15 +178,12 @@ impl Store {
             return Ok(Some(next));
         }
         let size = self.options.file_bytes;
-        let spare = match self.space.preparing.take() {
-            Some(spare) => spare,
-            None => {
-                if self.space.spares.is_empty() && !self.space.create(&*self.disk, size)? {
-                    return Ok(None);
-                }
-                self.space.spares.remove(0)
-            }
-        };
+        let empty = self.space.preparing.is_none() && self.space.spares.is_empty();
+        if empty && !self.space.create(&*self.disk, size)? {
+            return Ok(None);
+        }
+        let preparing = self.space.preparing.take();
+        let spare = preparing.unwrap_or_else(|| self.space.spares.remove(0));
         let key = self.new_key();
         spare.begin(&*self.disk, self.owner, key).map(Some)
     }

@@ -244,7 +244,7 @@ impl Streams {
                 let first = chunks.partition_point(|chunk| chunk.first <= from);
                 let lists = chunks[first.saturating_sub(1)..].iter();
                 let positions = lists
-                    .flat_map(|chunk| frozen.open(chunk))
+                    .filter_map(|chunk| frozen.open(chunk))
                     .flat_map(|(_, list)| list);
                 Box::new(positions.skip_while(move |position| *position < from))
             }
@@ -269,7 +269,7 @@ impl Streams {
                         tails.load(stream, chunks[0].first, Some(&before));
                     }
                     let ends = &chunks[chunks.len().saturating_sub(2)..];
-                    let lists = ends.iter().flat_map(|chunk| frozen.open(chunk));
+                    let lists = ends.iter().filter_map(|chunk| frozen.open(chunk));
                     for position in lists.flat_map(|(_, list)| list) {
                         tails.load(stream, position, None);
                     }

@@ -61,8 +61,10 @@ pub(super) enum View {
     Waiting(Holder),
     /// Provably never written.
     Absent,
-    /// Damaged, or absent where that says nothing (U5, U6).
+    /// Absent, where that says nothing (U6).
     Unknown,
+    /// Held once, and not readable any more (U5).
+    Damaged,
 }
 
 /// Where a request found the batch, to undo it there.
@@ -94,7 +96,7 @@ impl State {
             Slot::Data => (View::Data, run),
             Slot::Junk(term) => (View::Junk(term), run),
             Slot::Trimmed => (View::Trimmed, run),
-            Slot::Damaged => (View::Unknown, run),
+            Slot::Damaged => (View::Damaged, run),
             Slot::Absent if run.end == held_end => self.absent(span),
             Slot::Absent => self.absent(run),
         }

@@ -100,6 +100,7 @@ impl Unit {
                 View::Trimmed => reply.say(Answer::Trimmed(run)),
                 View::Absent => reply.say(Answer::Unwritten(run)),
                 View::Unknown => reply.say(Answer::Unknown(run)),
+                View::Damaged => reply.say(Answer::Damaged(run)),
                 View::Waiting(_) => unreachable!("only a batch waits, and none is open (U4)"),
             };
             if !more {
@@ -124,7 +125,7 @@ impl Unit {
             return reply.give(head, payload);
         }
         self.note_damage(position);
-        reply.say(Answer::Unknown(Span::one(position)))
+        reply.say(Answer::Damaged(Span::one(position)))
     }
 
     /// The first position of `stripes` that is lacking here. Goes on where it ended before.
@@ -180,7 +181,7 @@ impl Reading {
             Answer::Data(head) => head.term <= up_to,
             Answer::Junk { term, .. } => *term <= up_to,
             Answer::Trimmed(_) => true,
-            Answer::Unwritten(_) | Answer::Unknown(_) => false,
+            Answer::Unwritten(_) | Answer::Unknown(_) | Answer::Damaged(_) => false,
         })
     }
 
@@ -243,12 +244,14 @@ fn join(first: &Answer, second: &Answer) -> Option<Answer> {
         (Answer::Trimmed(_), Answer::Trimmed(_)) => Some(Answer::Trimmed(span)),
         (Answer::Unwritten(_), Answer::Unwritten(_)) => Some(Answer::Unwritten(span)),
         (Answer::Unknown(_), Answer::Unknown(_)) => Some(Answer::Unknown(span)),
+        (Answer::Damaged(_), Answer::Damaged(_)) => Some(Answer::Damaged(span)),
         (
             Answer::Data(_)
             | Answer::Junk { .. }
             | Answer::Trimmed(_)
             | Answer::Unwritten(_)
-            | Answer::Unknown(_),
+            | Answer::Unknown(_)
+            | Answer::Damaged(_),
             _,
         ) => None,
     }

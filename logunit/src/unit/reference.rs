@@ -173,8 +173,14 @@ impl Reference {
         }
     }
 
-    fn check_decided(kind: WriteKind, decided: Term, term: Term) -> Result<(), Refusal> {
+    fn check_decided(
+        kind: WriteKind,
+        junk: bool,
+        decided: Term,
+        term: Term,
+    ) -> Result<(), Refusal> {
         match kind {
+            WriteKind::Copy if junk && decided == term => Ok(()),
             WriteKind::Decide if decided == term => Ok(()),
             WriteKind::Follow if decided <= term => Ok(()),
             WriteKind::Copy if decided < term => Ok(()),
@@ -201,7 +207,7 @@ impl Reference {
         let start = self.start(term)?;
         for piece in pieces {
             piece.check(self.entry_bytes_max)?;
-            Self::check_decided(kind, piece.term, term)?;
+            Self::check_decided(kind, false, piece.term, term)?;
         }
         let mut bytes: Vec<u8> = payload.clone().into_bytes().to_vec();
         if bytes.len() as u64 != pieces.iter().map(Piece::payload_bytes).sum::<u64>() {
@@ -276,7 +282,7 @@ impl Reference {
         if count > FILL_POSITIONS_MAX {
             return Err(Refusal::too_large("", 0, 0));
         }
-        Self::check_decided(fill.kind, fill.decided, term)?;
+        Self::check_decided(fill.kind, true, fill.decided, term)?;
         let positions = || fill.spans.iter().flat_map(|span| span.positions());
         if fill.kind != WriteKind::Copy {
             let end = fill.end.end;
@@ -332,7 +338,8 @@ impl Reference {
                     (Answer::Junk { span, term }, term, vec![])
                 }
                 None if self.is_member(position) => (Answer::Unwritten(one), current, vec![]),
-                Some(Thing::Damaged) | None => (Answer::Unknown(one), current, vec![]),
+                Some(Thing::Damaged) => (Answer::Damaged(one), current, vec![]),
+                None => (Answer::Unknown(one), current, vec![]),
             };
             if decided > asked {
                 break;

@@ -510,7 +510,7 @@ fn damage_is_unknown_and_is_not_filled_over() {
         rig.read(0, 0, 3),
         Ok(vec![
             data(0, 0, 1),
-            Answer::Unknown(span(1, 2)),
+            Answer::Damaged(span(1, 2)),
             data(0, 2, 3)
         ])
     );
@@ -1205,6 +1205,7 @@ fn spread((answers, payload): (Vec<Answer>, Payload)) -> Vec<(Answer, Vec<u8>)> 
                 Answer::Trimmed(_) => (Answer::Trimmed(one), 0),
                 Answer::Unwritten(_) => (Answer::Unwritten(one), 0),
                 Answer::Unknown(_) => (Answer::Unknown(one), 0),
+                Answer::Damaged(_) => (Answer::Damaged(one), 0),
             };
             spread.push((answer, bytes.split_to(len).to_vec()));
         }

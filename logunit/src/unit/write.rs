@@ -53,7 +53,7 @@ impl Unit {
         }
         for piece in pieces {
             piece.check(self.entry_bytes_max)?;
-            check_decided(kind, piece.term, term)?;
+            check_decided(kind, Copied::Record, piece.term, term)?;
         }
         let bytes: u64 = pieces.iter().map(Piece::payload_bytes).sum();
         if bytes != payload.len() as u64 {
@@ -119,7 +119,7 @@ impl Unit {
             let (view, run) = batch.look(storage, rest);
             match view {
                 View::Absent => lacking.push(run),
-                View::Unknown => lacking.push(unknown(kind, run)?),
+                View::Unknown | View::Damaged => lacking.push(unknown(kind, run)?),
                 View::Trimmed => return Err(Refusal::Trimmed { to: run.end }),
                 View::Junk(_) => return Ok(Compared::Taken(run.start, Holder::Junk)),
                 // Stamps count on in both, so the first speaks for the run.
@@ -185,7 +185,7 @@ impl Unit {
             let (view, run) = batch.look(storage, rest);
             match view {
                 View::Absent => put_junk(storage, batch, run, fill.decided)?,
-                View::Unknown => {
+                View::Unknown | View::Damaged => {
                     let run = unknown(fill.kind, run)?;
                     put_junk(storage, batch, run, fill.decided)?;
                 }
@@ -262,6 +262,13 @@ impl Bound {
     }
 }
 
+/// What a write carries.
+#[derive(Clone, Copy)]
+enum Copied {
+    Record,
+    Junk,
+}
+
 /// Only a copy decides what is unknown (U5).
 fn unknown(kind: WriteKind, span: Span) -> Result<Span, Refusal> {
     match kind {
@@ -270,13 +277,13 @@ fn unknown(kind: WriteKind, span: Span) -> Result<Span, Refusal> {
     }
 }
 
-/// The term that an entry keeps: what is decided now is of the request's own, what is repeated may be older, and
-/// what is copied is.
-fn check_decided(kind: WriteKind, decided: Term, term: Term) -> Result<(), Refusal> {
-    let fits = match kind {
-        WriteKind::Decide => decided == term,
-        WriteKind::Follow => decided <= term,
-        WriteKind::Copy => decided < term,
+/// The term that an entry keeps: what is decided now is of the request's own, what is repeated may be older. A record
+/// that is copied is older; junk may be of this term, where no unit of the chain held anything.
+fn check_decided(kind: WriteKind, what: Copied, decided: Term, term: Term) -> Result<(), Refusal> {
+    let fits = match (kind, what) {
+        (WriteKind::Decide, _) => decided == term,
+        (WriteKind::Follow, _) | (WriteKind::Copy, Copied::Junk) => decided <= term,
+        (WriteKind::Copy, Copied::Record) => decided < term,
     };
     if fits {
         return Ok(());
@@ -309,7 +316,7 @@ fn check_fill(fill: &Fill, term: Term) -> Result<(), Refusal> {
             limit: FILL_POSITIONS_MAX,
         });
     }
-    check_decided(fill.kind, fill.decided, term)?;
+    check_decided(fill.kind, Copied::Junk, fill.decided, term)?;
     if fill.kind == WriteKind::Copy {
         return Ok(());
     }

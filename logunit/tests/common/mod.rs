@@ -1,5 +1,5 @@
 //! What the store's tests share.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use milonga_host::{MemoryDisk, Random};
 use milonga_logunit::storage::{Change, Storage};
@@ -102,4 +102,12 @@ pub(crate) fn bytes_of(store: &mut Store, position: u64) -> Vec<u8> {
 /// Does all there is to do.
 pub(crate) fn tidy(store: &mut Store) {
     while store.housekeep() {}
+}
+
+/// The data files on the disk, oldest first.
+pub(crate) fn data_files(disk: &MemoryDisk) -> Vec<String> {
+    let names = disk.names().into_iter();
+    names
+        .filter(|name| name.split_once('.').is_some_and(|(_, kind)| kind == "data"))
+        .collect()
 }

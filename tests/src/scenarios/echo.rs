@@ -106,6 +106,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
         let clients: Vec<NodeId> = (1..=profile.clients)
             .map(|client| world.add_client(&format!("c-{client}"), Role::Admin, 0))
             .collect();
+        world.trouble(profile.network.clone());
         let nodes = servers.iter().chain(&clients).copied().collect();
         let nemesis = Nemesis::start(&world, &profile, servers.clone(), nodes);
         let mut asking = vec![];

@@ -1,11 +1,17 @@
 //! What a simulated run plays.
 
+pub mod append_read_seal_crash;
+pub mod cluster;
 pub mod echo;
+pub mod workload;
 
 use crate::sim::Scenario;
 
 /// Every scenario by its name.
-pub const ALL: [(&str, Scenario); 1] = [("echo", echo::play)];
+pub const ALL: [(&str, Scenario); 2] = [
+    ("echo", echo::play),
+    ("append_read_seal_crash", append_read_seal_crash::play),
+];
 
 /// The scenario of that name.
 pub fn named(name: &str) -> Option<Scenario> {

@@ -35,6 +35,7 @@ pub(super) struct Node {
     pub(super) service: Option<Arc<dyn Service>>,
     pub(super) tasks: Tasks,
     pub(super) up: bool,
+    pub(super) starting: bool,
     /// Until then it neither receives nor sends.
     pub(super) frozen_until_us: u64,
 }

@@ -51,7 +51,7 @@ pub fn run(seed: u64, profile: &str, scenario: Scenario, print: bool) -> Option<
         .build()
         .expect("a runtime of one thread can be made");
     let outcome = runtime.block_on(async move {
-        let world = World::new(seed, profile.network.clone(), print);
+        let world = World::new(seed, print);
         world.note(&format!("{profile:?}"));
         let clock = world.clock().clone();
         // In a task of its own: an assertion that fails in it is a violation, not the end of the program.

@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     from: Moment,
     earlier: Notify,
     tasks: Tasks,
+    troubled: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -117,8 +119,8 @@ impl Shared {
 }
 
 impl World {
-    /// An empty world. Must be called inside the runtime whose time it lives in.
-    pub fn new(seed: u64, faults: NetworkFaults, print: bool) -> Self {
+    /// An empty world in which nothing goes wrong yet. Must be called inside the runtime whose time it lives in.
+    pub fn new(seed: u64, print: bool) -> Self {
         let clock = Clock::real();
         let shared = Arc::new(Shared {
             seed,
@@ -126,9 +128,10 @@ impl World {
             clock,
             earlier: Notify::new(),
             tasks: Tasks::new(),
+            troubled: AtomicBool::new(false),
             state: Mutex::new(State {
                 random: seeded(seed, "network", 0),
-                faults,
+                faults: NetworkFaults::none(),
                 nodes: vec![],
                 addresses: BTreeMap::new(),
                 blocked: BTreeSet::new(),
@@ -172,6 +175,14 @@ impl World {
         ClusterId(self.random("cluster").id())
     }
 
+    /// Where a server of that name listens.
+    ///
+    /// # Panics
+    /// If it is no server name.
+    pub fn address_of(name: &str) -> Address {
+        format!("{name}:7000").parse().expect("a host and a port")
+    }
+
     /// Adds a server, not yet started, at `address`.
     ///
     /// # Panics
@@ -183,7 +194,7 @@ impl World {
         skew_ppm: i32,
         machine: Arc<dyn Machine>,
     ) -> NodeId {
-        let address: Address = format!("{name}:7000").parse().expect("a host and a port");
+        let address = Self::address_of(name);
         let id = self.add(name, role, skew_ppm, Some(machine), Some(address.clone()));
         let taken = self.0.lock().addresses.insert(address, id);
         assert_eq!(taken, None, "two servers at one address");
@@ -225,6 +236,7 @@ impl World {
             service: None,
             tasks: Tasks::new(),
             up: false,
+            starting: false,
             frozen_until_us: 0,
         };
         let mut state = self.0.lock();
@@ -259,29 +271,30 @@ impl World {
         self.0.lock().node(id).up
     }
 
-    /// Starts the process of server `id`; does nothing if it runs.
+    /// Starts the process of server `id`; does nothing if it runs or starts already.
     ///
     /// # Errors
-    /// The machine's, and if the node crashed again meanwhile.
+    /// The machine's.
     pub async fn start(&self, id: NodeId) -> Result<(), String> {
         let (machine, boot) = {
-            let state = self.0.lock();
-            let node = state.node(id);
-            if node.up {
+            let mut state = self.0.lock();
+            let node = state.node_mut(id);
+            if node.up || node.starting {
                 return Ok(());
             }
-            (
-                node.machine.clone().ok_or("a client is no server")?,
-                node.boot,
-            )
+            let machine = node.machine.clone().ok_or("a client is no server")?;
+            node.starting = true;
+            (machine, node.boot)
         };
         let host = self.host(id);
-        let service = machine.start(host).await?;
+        let started = machine.start(host).await;
         let mut state = self.0.lock();
         let node = state.node_mut(id);
         if node.boot != boot {
-            return Err("it crashed while it started".to_owned());
+            return Ok(()); // It crashed while it started: whoever crashed it starts it again.
         }
+        node.starting = false;
+        let service = started?;
         (node.service, node.up) = (Some(service), true);
         let text = format!("{} starts", node.name);
         state.trace.line(self.0.now_us(), &text, &[]);
@@ -297,7 +310,7 @@ impl World {
             let mut state = self.0.lock();
             let node = state.node_mut(id);
             node.boot += 1;
-            node.up = false;
+            (node.up, node.starting) = (false, false);
             let service = node.service.take();
             let tasks = std::mem::take(&mut node.tasks);
             let machine = node.machine.clone();
@@ -353,9 +366,26 @@ impl World {
         state.trace.count("freeze");
     }
 
+    /// From now on `faults` happen to messages, and disks may fail.
+    pub fn trouble(&self, faults: NetworkFaults) {
+        self.0.troubled.store(true, Ordering::Relaxed);
+        self.0.lock().faults = faults;
+    }
+
+    /// Whether things may go wrong now: after [`World::trouble`], before [`World::calm`].
+    pub fn is_troubled(&self) -> bool {
+        self.0.troubled.load(Ordering::Relaxed)
+    }
+
+    /// Runs `task` for as long as the world lives. It is no part of any node.
+    pub fn watch(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn(task);
+    }
+
     /// The network is whole again and nothing happens to messages from now on. Processes that are down stay down.
     pub fn calm(&self) {
         let now = self.0.now_us();
+        self.0.troubled.store(false, Ordering::Relaxed);
         let mut state = self.0.lock();
         state.blocked.clear();
         state.faults = NetworkFaults::none();
@@ -386,16 +416,19 @@ impl World {
     pub(super) fn end(&self) -> (Vec<String>, Trace) {
         let nodes = self.0.lock().nodes.len();
         for id in 0..nodes {
-            let (service, tasks) = {
+            let (service, machine, tasks) = {
                 let mut state = self.0.lock();
                 let node = state.node_mut(NodeId(id as u16));
-                (node.service.take(), std::mem::take(&mut node.tasks))
+                let tasks = std::mem::take(&mut node.tasks);
+                (node.service.take(), node.machine.take(), tasks)
             };
             tasks.abort_all();
-            drop(service);
+            // Both may hold handles of this world: it would never be freed.
+            drop((service, machine));
         }
         self.0.tasks.abort_all();
         let mut state = self.0.lock();
+        state.queue.clear();
         let trace = std::mem::replace(&mut state.trace, Trace::new(false));
         (std::mem::take(&mut state.violations), trace)
     }

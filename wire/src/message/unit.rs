@@ -157,8 +157,10 @@ pub enum Answer {
     Trimmed(Span),
     /// Never written here, in this term. Not an answer about the log by itself.
     Unwritten(Span),
-    /// Lost or damaged here, or not to be told from it.
+    /// Absent here, where that does not show that it was never written.
     Unknown(Span),
+    /// Something was held here, and cannot be read any more. If no unit holds it, it is lost: never filled by itself.
+    Damaged(Span),
 }
 
 impl Answer {
@@ -169,7 +171,8 @@ impl Answer {
             Self::Junk { span, .. }
             | Self::Trimmed(span)
             | Self::Unwritten(span)
-            | Self::Unknown(span) => *span,
+            | Self::Unknown(span)
+            | Self::Damaged(span) => *span,
         }
     }
 }

@@ -1,0 +1,179 @@
+use milonga_wire::{Refusal, Term};
+
+use super::*;
+use crate::entry::Kind;
+use crate::testing::{Cluster, Fault};
+
+/// What a sequencer issued in vain vanishes with its term; a session is never told a lower end for it.
+#[tokio::test(start_paused = true)]
+async fn the_end_never_goes_back_within_a_session() {
+    let cluster = Cluster::new(2, 2, 1);
+    let log = cluster.client(Role::Writer);
+    log.append("a", &[]).await.unwrap();
+    cluster.burn(&log, 9, &[]).await;
+    assert_eq!(log.end().await.unwrap().position, Position(10));
+    cluster.restart_sequencer("q-0");
+    cluster.next_term().await;
+
+    let end = log.end().await.unwrap();
+    assert_eq!(
+        (end.position, end.counter, end.term),
+        (Position(10), Position(1), Term(1))
+    );
+    assert_eq!(log.append("b", &[]).await.unwrap(), Position(1));
+    let fresh = cluster.client(Role::Reader).end().await.unwrap();
+    assert_eq!(fresh.position, Position(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_tells_the_last_positions_of_streams() {
+    let cluster = Cluster::new(2, 2, 1);
+    let log = cluster.client(Role::Writer);
+    let (one, other) = (StreamId([1; 16]), StreamId([2; 16]));
+    for _ in 0..6 {
+        log.append("a", &[one]).await.unwrap();
+    }
+    let before = |end: &End, index: usize| end.streams[index].before.clone();
+    let known = |positions: &[u64]| {
+        milonga_wire::Before::Known(positions.iter().copied().map(Position).collect())
+    };
+
+    let end = log.end_of(&[one, other]).await.unwrap();
+    assert_eq!(
+        (before(&end, 0), before(&end, 1)),
+        (known(&[5, 4, 3, 2]), known(&[]))
+    );
+    cluster.next_term().await;
+    let end = log.end_of(&[one]).await.unwrap();
+    assert_eq!(before(&end, 0), known(&[5, 4, 3, 2]));
+}
+
+/// A restarted sequencer issues nothing until a new term names it; any control client sees to that by itself.
+#[tokio::test(start_paused = true)]
+async fn a_control_client_mends_a_restarted_sequencer() {
+    let cluster = Cluster::new(2, 2, 1);
+    let log = cluster.client(Role::Control);
+    log.append("a", &[]).await.unwrap();
+    cluster.restart_sequencer("q-0");
+
+    assert_eq!(log.append("b", &[]).await.unwrap(), Position(1));
+    let layout = cluster.layout();
+    assert_eq!(
+        (layout.term, layout.sequencer.name.as_str()),
+        (Term(1), "q-0")
+    );
+    assert_eq!(log.end().await.unwrap().counter, Position(2));
+}
+
+/// Who may not change layouts waits, tells the layout servers whom it suspects, and goes on once somebody did.
+#[tokio::test(start_paused = true)]
+async fn a_writer_waits_and_reports_until_somebody_mends() {
+    let cluster = Cluster::new(2, 2, 1);
+    let log = cluster.client(Role::Writer);
+    log.append("a", &[]).await.unwrap();
+    cluster.restart_sequencer("q-0");
+    let waiting = log.clone();
+    let waiting = tokio::spawn(async move { waiting.append("b", &[]).await });
+    log.host().clock.sleep(Duration::from_secs(3)).await;
+
+    let reports = cluster.reports();
+    let is_suspect = |report: &Report| matches!(report, Report::Suspect { server, .. } if server.as_str() == "q-0");
+    assert!(
+        !reports.is_empty() && reports.iter().all(is_suspect),
+        "{reports:?}"
+    );
+    assert!(reports.len() <= 4, "{} reports in 3 s", reports.len());
+    assert_eq!(cluster.layout().term, Term(0));
+    assert_eq!(cluster.count(|seen| seen.request.verb() == "seal"), 0);
+    cluster.next_term().await;
+    assert_eq!(waiting.await.unwrap().unwrap(), Position(1));
+}
+
+/// A sequencer that is gone for good: its standby takes over.
+#[tokio::test(start_paused = true)]
+async fn a_standby_takes_over_from_a_silent_sequencer() {
+    let cluster = Cluster::new(2, 2, 1);
+    let log = cluster.client(Role::Control);
+    for _ in 0..3 {
+        log.append("a", &[]).await.unwrap();
+    }
+    cluster.rule(|server, _| (server == "q-0").then_some(Fault::Down));
+
+    assert_eq!(log.append("b", &[]).await.unwrap(), Position(3));
+    assert_eq!(cluster.layout().sequencer.name.as_str(), "q-1");
+}
+
+/// A restarted unit serves what it has; what it cannot tell is put back from its peer, and what nobody holds is junk.
+#[tokio::test(start_paused = true)]
+async fn a_restarted_unit_is_listed_again_and_what_it_lacks_is_restored() {
+    // A head that refuses costs the append its position; what has reached a head is completed.
+    for (restarted, position) in [("u-00", 5), ("u-01", 4)] {
+        let cluster = Cluster::new(1, 2, 1);
+        let log = cluster.client(Role::Control);
+        log.append("a", &[]).await.unwrap();
+        cluster.burn(&log, 2, &[]).await;
+        log.append("b", &[]).await.unwrap();
+        cluster.put(restarted, 0, None);
+        cluster.restart_unit(restarted);
+
+        let appended = log.append("c", &[]).await.unwrap();
+        assert_eq!(appended, Position(position), "{restarted}");
+        assert_eq!(cluster.layout().term, Term(1));
+        let entries = log
+            .read_range(Span::new(Position(0), appended.next()))
+            .await
+            .unwrap();
+        let (junk, data): (Vec<_>, Vec<_>) = entries
+            .iter()
+            .partition(|entry| matches!(entry.kind, Kind::Junk { .. }));
+        let data: Vec<&[u8]> = data
+            .iter()
+            .map(|entry| entry.payload().unwrap().as_ref())
+            .collect();
+        assert_eq!(data, [b"a", b"b", b"c"], "{restarted}");
+        assert_eq!(junk.len() as u64, position - 2);
+        for position in 0..=position {
+            let slot = cluster.slot("u-00", position);
+            assert!(slot.is_some() && slot == cluster.slot("u-01", position));
+        }
+    }
+}
+
+/// H19: many who meet the same trouble make one term of it.
+#[tokio::test(start_paused = true)]
+async fn many_control_clients_that_meet_a_failure_make_few_terms() {
+    let cluster = Cluster::new(2, 2, 1);
+    let logs: Vec<Log> = (0..8).map(|_| cluster.client(Role::Control)).collect();
+    for log in &logs {
+        log.append("a", &[]).await.unwrap();
+    }
+    cluster.restart_sequencer("q-0");
+    let appends = logs.iter().map(|log| log.append("b", &[]));
+    let mut positions: Vec<u64> = futures_util::future::join_all(appends)
+        .await
+        .into_iter()
+        .map(|position| position.unwrap().0)
+        .collect();
+    positions.sort_unstable();
+
+    assert_eq!(cluster.layout().term, Term(1));
+    assert_eq!(positions, (8..16).collect::<Vec<_>>());
+}
+
+/// H43's other half: while the layout servers do not confirm, no end is told.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_nobody_confirms_is_not_told() {
+    let cluster = Cluster::new(1, 2, 1);
+    let log = cluster.client(Role::Writer);
+    log.append("a", &[]).await.unwrap();
+    cluster.rule(|server, request| {
+        let refusal = Refusal::Unconfirmed { term: Term(0) };
+        (server == "q-0" && request.verb() == "end").then_some(Fault::Refuse(refusal))
+    });
+
+    let unknown = log.end().await;
+    assert!(
+        matches!(unknown, Err(Unavailable::Deadline { .. })),
+        "{unknown:?}"
+    );
+}

@@ -1,0 +1,222 @@
+//! A replicated map: ordered, from byte keys to byte values, each with the position of its last write.
+//!
+//! Every key is allowed, the empty one too. Reads are linearizable unless they say otherwise. All of it is in memory, in
+//! every process that opened it: about 230 bytes for each key, beside the key and its value.
+
+mod keys;
+mod state;
+mod watch;
+
+use bytes::Bytes;
+use milonga_wire::Position;
+
+pub use keys::Keys;
+pub use state::{Expect, KEY_BYTES_MAX, MapState, Outcome, Page, Update, Versioned};
+pub use watch::{Change, Watch};
+
+use super::{AtError, DecideError, PlayError, UpdateError, View};
+use crate::log::Log;
+
+/// What became of a conditional write.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Cas {
+    /// The expectation held when the log came to `position`: the write took place, and that is the key's version now.
+    Done {
+        /// Where.
+        position: Position,
+    },
+    /// Something else stood there: nothing was changed.
+    Conflict {
+        /// Where it was decided.
+        position: Position,
+        /// What stood in the way; nothing if the key was absent.
+        found: Option<Versioned>,
+    },
+}
+
+/// A replicated map. Clones share one copy of it.
+///
+/// ```no_run
+/// use milonga_client::object::Map;
+/// use milonga_client::object::map::{Cas, Expect, Keys};
+///
+/// # async fn use_it(log: milonga_client::Log) -> Result<(), Box<dyn std::error::Error>> {
+/// let map = Map::open(&log, "default");
+/// let version = map.put("colour", "red").await?;
+/// assert_eq!(map.get(b"colour").await?.map(|found| found.version), Some(version));
+///
+/// match map.cas("colour", Expect::value("red"), "blue").await? {
+///     Cas::Done { position } => println!("blue as of {position}"),
+///     Cas::Conflict { found, .. } => println!("somebody else wrote {found:?}"),
+/// }
+/// for (key, found) in map.scan(&Keys::prefix("col"), 100).await?.entries {
+///     println!("{key:?} is {:?}", found.value);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Map {
+    view: View<MapState>,
+}
+
+impl Map {
+    /// The map of that name. Nothing is asked yet: the first read plays its stream from the start.
+    pub fn open(log: &Log, name: &str) -> Self {
+        Self {
+            view: View::open(log, name),
+        }
+    }
+
+    /// The view that it is.
+    pub fn view(&self) -> &View<MapState> {
+        &self.view
+    }
+
+    /// Sets `key` to `value`, and returns the position of the write: the key's version from there on.
+    ///
+    /// Key and value together must fit a record: 1 MiB less some bytes of header.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub async fn put(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<Position, UpdateError> {
+        let (key, value) = (checked(key)?, value.into());
+        self.view.append(&Update::Put { key, value }).await
+    }
+
+    /// Removes `key`, if it is there, and returns the position of the write.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub async fn delete(&self, key: impl Into<Bytes>) -> Result<Position, UpdateError> {
+        let key = checked(key)?;
+        self.view.append(&Update::Delete { key }).await
+    }
+
+    /// Sets `key` to `value` if `expect` holds where the write comes to lie in the log. Every replica decides that alike
+    /// when it plays the write (O6); this call plays up to it and tells how.
+    ///
+    /// # Errors
+    /// [`DecideError`]. A conflict is no error.
+    pub async fn cas(
+        &self,
+        key: impl Into<Bytes>,
+        expect: Expect,
+        value: impl Into<Bytes>,
+    ) -> Result<Cas, DecideError> {
+        self.decide(checked(key)?, expect, Some(value.into())).await
+    }
+
+    /// Removes `key` if `expect` holds where the write comes to lie in the log, as [`Map::cas`] does.
+    ///
+    /// # Errors
+    /// [`DecideError`]. A conflict is no error.
+    pub async fn delete_if(
+        &self,
+        key: impl Into<Bytes>,
+        expect: Expect,
+    ) -> Result<Cas, DecideError> {
+        self.decide(checked(key)?, expect, None).await
+    }
+
+    async fn decide(
+        &self,
+        key: Bytes,
+        expect: Expect,
+        value: Option<Bytes>,
+    ) -> Result<Cas, DecideError> {
+        let update = Update::Cas { key, expect, value };
+        let (position, outcome) = self.view.update(&update).await?;
+        Ok(match outcome {
+            Outcome::Conflict { found } => Cas::Conflict { position, found },
+            Outcome::Put | Outcome::Deleted { .. } => Cas::Done { position },
+        })
+    }
+
+    /// What became of the conditional write at `position`, if there is one: for a write whose position was found out by
+    /// [`Log::resume`]. Replays the map up to there.
+    ///
+    /// # Errors
+    /// [`AtError`].
+    pub async fn cas_at(&self, position: Position) -> Result<Option<Cas>, AtError> {
+        let outcome = self.view.outcome_at(position).await?;
+        Ok(outcome.map(|outcome| match outcome {
+            Outcome::Conflict { found } => Cas::Conflict { position, found },
+            Outcome::Put | Outcome::Deleted { .. } => Cas::Done { position },
+        }))
+    }
+
+    /// The value of `key` once everything acknowledged before this call is in the map.
+    ///
+    /// # Errors
+    /// [`PlayError`].
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Versioned>, PlayError> {
+        self.view.read(|state| state.get(key)).await
+    }
+
+    /// The value of `key` in this process's copy, however old that is. Nothing is asked of any server.
+    pub fn get_stale(&self, key: &[u8]) -> Option<Versioned> {
+        self.view.read_stale(|state| state.get(key))
+    }
+
+    /// The value of `key` as it was once the entry at `position` had been applied. For more than one key, use [`Map::at`].
+    ///
+    /// # Errors
+    /// [`AtError`].
+    pub async fn get_at(
+        &self,
+        key: &[u8],
+        position: Position,
+    ) -> Result<Option<Versioned>, AtError> {
+        Ok(self.at(position).await?.get(key))
+    }
+
+    /// The whole map as it was once the entry at `position` had been applied. Costs a read of the log up to there, and
+    /// memory for a copy.
+    ///
+    /// # Errors
+    /// [`AtError`].
+    pub async fn at(&self, position: Position) -> Result<MapState, AtError> {
+        self.view.at(position).await
+    }
+
+    /// The first `limit` of `keys`, in order, all as of one moment after this call began.
+    ///
+    /// # Errors
+    /// [`PlayError`].
+    pub async fn scan(&self, keys: &Keys, limit: usize) -> Result<Page, PlayError> {
+        self.view.read(|state| state.scan(keys, limit)).await
+    }
+
+    /// The first `limit` of `keys` in this process's copy, however old that is.
+    pub fn scan_stale(&self, keys: &Keys, limit: usize) -> Page {
+        self.view.read_stale(|state| state.scan(keys, limit))
+    }
+
+    /// The changes of `keys` at and above `from`: each once, in the order of the log, none left out.
+    ///
+    /// Conditional writes can only be told with the state before them. If this process's copy stands below `from`, the
+    /// watch starts with a copy of it, which takes a moment; else it replays the map from its start. Nothing is asked yet.
+    pub fn watch(&self, keys: Keys, from: Position) -> Watch {
+        Watch::new(&self.view, keys, from)
+    }
+}
+
+fn checked(key: impl Into<Bytes>) -> Result<Bytes, UpdateError> {
+    let key = key.into();
+    if key.len() > KEY_BYTES_MAX {
+        return Err(UpdateError::TooLarge {
+            what: "a key",
+            asked: key.len(),
+            limit: KEY_BYTES_MAX,
+        });
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests;

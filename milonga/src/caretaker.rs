@@ -1,0 +1,172 @@
+//! The caretaker: an ordinary control client beside a layout server, for when nobody else looks after the cluster.
+//!
+//! It looks around twice a second. Where a term is half done, a server was restarted or nobody issues positions, it
+//! mends; holes that readers reported, it settles. Several caretakers may do so at once: each step is idempotent, and
+//! their looks are jittered so that one of them is usually first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use milonga_client::{Log, Options, reconfigure};
+use milonga_host::{CredentialFiles, Host, Moment};
+use milonga_layout::Reports;
+use milonga_wire::{Address, Decided, Position, Report, Role, Span};
+
+use crate::failure::{Failure, Outcome};
+use crate::look::Sight;
+use crate::node::Node;
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Before it mends, a caretaker waits less than this, by chance: so that of several one is first.
+const HESITATION: Duration = Duration::from_millis(400);
+/// How long a server may take to say who it is.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Between two attempts at what did not change meanwhile: from the first to the second, doubling.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+/// Positions settled for one report at most: whoever meets the rest reports it again.
+const SETTLED_MAX: u64 = 65_536;
+
+/// What distinguishes one look from another.
+type Standings = Vec<Option<(u64, milonga_wire::Term, String)>>;
+
+/// An attempt that failed.
+struct Failed {
+    seen: Standings,
+    again: Moment,
+    pause: Duration,
+}
+
+pub(crate) struct Caretaker {
+    log: Log,
+    reports: Arc<Reports>,
+    failed: Option<Failed>,
+    /// Keeps its end of the network.
+    _node: Node,
+}
+
+impl Caretaker {
+    /// A caretaker with the certificate of `node`.
+    pub(crate) fn new(
+        node: Node,
+        files: CredentialFiles,
+        layout_servers: Vec<Address>,
+        reports: Arc<Reports>,
+    ) -> Outcome<Self> {
+        let role = node.caller.role;
+        if role.is_server() || role < Role::Control {
+            return Err(Failure::failed(format!(
+                "`caretaker-cert` is a {role} certificate; issue one with `milonga certs issue --role control`"
+            )));
+        }
+        node.reload_certificates(files);
+        // It mends by looking, not by stumbling over trouble while it settles.
+        let options = Options {
+            mend: false,
+            ..Options::default()
+        };
+        let log = Log::new(
+            node.host.clone(),
+            node.caller.clone(),
+            layout_servers,
+            options,
+        );
+        Ok(Self {
+            log,
+            reports,
+            failed: None,
+            _node: node,
+        })
+    }
+
+    /// Looks and mends for as long as the layout server runs.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let pause = self.log.host().random.jittered(PAUSE);
+            let told = self
+                .log
+                .host()
+                .clock
+                .within(pause, self.reports.next())
+                .await;
+            self.look().await;
+            for noted in told.into_iter().flatten() {
+                self.heed(noted.report).await;
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let Some(sight) = self.sight().await else {
+            return;
+        };
+        let now = self.log.host().clock.now();
+        let waits = |failed: &Failed| failed.seen == sight.standings() && now < failed.again;
+        if !sight.needs_mending() {
+            self.failed = None;
+        } else if !self.failed.as_ref().is_some_and(waits) {
+            self.look_twice().await;
+        }
+    }
+
+    /// Leaves others a moment to be first, and mends what they have not mended.
+    async fn look_twice(&mut self) {
+        let Host { clock, random, .. } = self.log.host();
+        let pause = Duration::from_millis(random.below(HESITATION.as_millis() as u64));
+        clock.sleep(pause).await;
+        if let Some(sight) = self.sight().await
+            && sight.needs_mending()
+        {
+            self.mend(sight.standings()).await;
+        }
+    }
+
+    /// None of a cluster that is not initialised yet, or has no majority: that is not for a caretaker to mend.
+    async fn sight(&self) -> Option<Sight> {
+        let decided = self.newest().await.ok()?;
+        Some(Sight::of(self.log.host(), &decided.layout, ANSWER).await)
+    }
+
+    async fn newest(&self) -> Outcome<Arc<Decided>> {
+        Ok(self.log.with_deadline(PAUSE).newest_layout().await?)
+    }
+
+    async fn mend(&mut self, seen: Standings) {
+        match reconfigure::mend(&self.log, "the caretaker found it in trouble").await {
+            Ok(decided) => {
+                tracing::info!(term = %decided.layout.term, "mended");
+                self.failed = None;
+            }
+            Err(error) => {
+                let before = self.failed.take().filter(|failed| failed.seen == seen);
+                let pause = before.map_or(RETRY.0, |failed| (failed.pause * 2).min(RETRY.1));
+                tracing::info!(%error, again_in = ?pause, "could not be mended");
+                let again = self.log.host().clock.now().plus(pause);
+                self.failed = Some(Failed { seen, again, pause });
+            }
+        }
+    }
+
+    /// Reading settles. What a report says of servers was just looked at.
+    async fn heed(&self, report: Report) {
+        let Report::Holes { spans, .. } = report else {
+            return;
+        };
+        for span in spans {
+            if let Err(error) = self.settle(span).await {
+                tracing::debug!(%error, %span, "reported holes were not settled");
+            }
+        }
+    }
+
+    async fn settle(&self, span: Span) -> Result<(), milonga_client::ReadError> {
+        let end = Position(span.end.0.min(span.start.0.saturating_add(SETTLED_MAX)));
+        let mut rest = Span::new(span.start, end);
+        while !rest.is_empty() {
+            let entries = self.log.read_some(rest).await?;
+            let Some(last) = entries.last() else { break };
+            rest.start = last.position.next();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! `milonga demo`: a tour on a cluster of its own, with real processes, a real file and real kills.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use bytes::Bytes;
+use milonga_client::object::Map;
+use milonga_client::{ClusterConfig, Log, Span, Term};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Serialize;
+
+use super::Context;
+use crate::dev;
+use crate::failure::{Code, Failure, Outcome};
+use crate::output::{bytes, say};
+
+/// Bytes of each record of the file.
+const RECORD: usize = 4 << 10;
+/// Keys that are put and got.
+const KEYS: u32 = 100;
+/// Files that most machines have.
+const USUAL: [&str; 4] = [
+    "README.md",
+    "/etc/services",
+    "/etc/protocols",
+    "/etc/passwd",
+];
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  milonga demo
+  milonga demo --file big.bin -o json")]
+pub(super) struct Demo {
+    /// Where the cluster is kept [default: a temporary directory, removed afterwards].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// The file to append.
+    #[arg(long)]
+    file: Option<PathBuf>,
+}
+
+/// What was seen.
+#[derive(Default, Serialize)]
+struct Summary {
+    file: String,
+    bytes: u64,
+    records: u64,
+    keys: u32,
+    terms: Vec<u64>,
+    verified: bool,
+}
+
+/// The `milonga dev` that runs underneath. It ends with this.
+struct Cluster {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Demo {
+    pub(super) fn run(&self, context: &Context) -> Outcome {
+        let own = tempfile::tempdir()
+            .map_err(|why| Failure::failed(format!("no temporary directory: {why}")))?;
+        let dir = self
+            .dir
+            .clone()
+            .unwrap_or_else(|| own.path().join("cluster"));
+        let file = self.file()?;
+        say(
+            "1. starting a cluster: 3 layout servers, 2 sequencers, 2 chains of 3 log units, a spare",
+        );
+        let cluster = Cluster::start(&dir)?;
+        context.wait(tour(context, &cluster, &file))
+    }
+
+    fn file(&self) -> Outcome<PathBuf> {
+        let usual = || USUAL.iter().map(PathBuf::from).find(|path| path.exists());
+        let none = || Failure::usage("there is no file to append; try --file FILE");
+        self.file.clone().or_else(usual).ok_or_else(none)
+    }
+}
+
+async fn tour(context: &Context, cluster: &Cluster, path: &Path) -> Outcome {
+    let log = ClusterConfig::load(&cluster.dir.join(crate::connect::FILE))?.connect()?;
+    let content = std::fs::read(path).map_err(|why| Failure::file(path, why))?;
+    let mut summary = Summary {
+        file: path.display().to_string(),
+        bytes: content.len() as u64,
+        ..Summary::default()
+    };
+    summary.terms.push(log.layout().await?.layout.term.0);
+
+    let records: Vec<Bytes> = content.chunks(RECORD).map(Bytes::copy_from_slice).collect();
+    let positions = log.producer(&[]).append(&records).await?;
+    summary.records = positions.len() as u64;
+    let span = match (positions.first(), positions.last()) {
+        (Some(first), Some(last)) => Span::new(*first, last.next()),
+        _ => return Err(Failure::usage("the file is empty; try --file FILE")),
+    };
+    say(format_args!(
+        "2. appended {} ({}) at {span}",
+        path.display(),
+        bytes(summary.bytes)
+    ));
+    verify(&log, span, &content).await?;
+    say("3. read it back: byte for byte the same");
+
+    keys(&log).await?;
+    summary.keys = KEYS;
+    say(format_args!(
+        "4. put {KEYS} keys of a replicated map and got them back"
+    ));
+
+    let sequencer = log.layout().await?.layout.sequencer.name.to_string();
+    cluster.kill(&sequencer)?;
+    let (term, name) = next_term(&log, "after").await?;
+    summary.terms.push(term.0);
+    say(format_args!(
+        "5. killed {sequencer} (SIGKILL): {name} issues positions in term {term}"
+    ));
+
+    cluster.kill("unit-2")?;
+    dev::restart(&cluster.dir, "unit-2", true)?;
+    let (term, _) = next_term(&log, "healed").await?;
+    summary.terms.push(term.0);
+    say(format_args!(
+        "6. killed unit-2 (SIGKILL) and started it again: a full member of term {term}"
+    ));
+
+    verify(&log, span, &content).await?;
+    keys(&log).await?;
+    summary.verified = true;
+    say("7. everything is still there: byte for byte, key for key\n");
+    context.output.one(&summary, || {
+        format!(
+            "{} bytes in {} records and {} keys survived two kills, in terms {:?}",
+            summary.bytes, summary.records, summary.keys, summary.terms
+        )
+    })
+}
+
+/// Appends until it works, and says in which term.
+async fn next_term(log: &Log, record: &'static str) -> Outcome<(Term, String)> {
+    log.with_deadline(std::time::Duration::from_secs(60))
+        .append(record, &[])
+        .await?;
+    let decided = log.newest_layout().await?;
+    let layout = &decided.layout;
+    Ok((layout.term, layout.sequencer.name.to_string()))
+}
+
+async fn verify(log: &Log, span: Span, content: &[u8]) -> Outcome {
+    let entries = log.read_range(span).await?;
+    let read: Vec<u8> = entries
+        .iter()
+        .filter_map(|entry| entry.payload())
+        .flatten()
+        .copied()
+        .collect();
+    if read == content {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::Damage,
+        format!("what was read at {span} is not what was appended"),
+    ))
+}
+
+async fn keys(log: &Log) -> Outcome {
+    let map = Map::open(log, "demo");
+    for number in 0..KEYS {
+        let (key, value) = (format!("key-{number}"), format!("value-{number}"));
+        if map.get_stale(key.as_bytes()).is_none() && map.get(key.as_bytes()).await?.is_none() {
+            map.put(key, value).await?;
+        }
+    }
+    for number in 0..KEYS {
+        let found = map.get(format!("key-{number}").as_bytes()).await?;
+        if found.is_none_or(|found| found.value != format!("value-{number}")) {
+            return Err(Failure::new(
+                Code::Damage,
+                format!("key-{number} is not what was put"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+impl Cluster {
+    fn start(dir: &Path) -> Outcome<Self> {
+        let failed = |why| Failure::failed(format!("no cluster: {why}"));
+        let program = std::env::current_exe().map_err(failed)?;
+        std::fs::create_dir_all(dir).map_err(|why| Failure::file(dir, why))?;
+        let log = dir.join("dev.log");
+        let stderr = std::fs::File::create(&log).map_err(|why| Failure::file(&log, why))?;
+        let mut child = Command::new(program)
+            .arg("dev")
+            .arg("--dir")
+            .arg(dir)
+            .args(["--parent", &std::process::id().to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .map_err(failed)?;
+        let stdout = child.stdout.take();
+        let cluster = Self {
+            child,
+            dir: dir.to_owned(),
+        };
+        let mut line = String::new();
+        let read = stdout.map(|stdout| BufReader::new(stdout).read_line(&mut line));
+        if matches!(read, Some(Ok(_))) && line.trim() == "ready" {
+            return Ok(cluster);
+        }
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let last = said.lines().next_back().unwrap_or("it said nothing");
+        Err(Failure::failed(format!("no cluster: {last}")))
+    }
+
+    /// Kills one server, without a word of warning.
+    fn kill(&self, name: &str) -> Outcome {
+        let file = self.dir.join("processes.json");
+        let text = std::fs::read_to_string(&file).map_err(|why| Failure::file(&file, why))?;
+        let listed: Vec<serde_json::Value> =
+            serde_json::from_str(&text).map_err(|why| Failure::file(&file, why))?;
+        let entry = listed.iter().find(|entry| entry["name"] == name);
+        let pid = entry.and_then(|entry| entry["pid"].as_i64());
+        let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let pid = pid.ok_or_else(|| Failure::failed(format!("{name} does not run")))?;
+        kill_process(pid, Signal::KILL)
+            .map_err(|why| Failure::failed(format!("{name} cannot be killed: {why}")))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+}

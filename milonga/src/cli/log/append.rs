@@ -1,0 +1,384 @@
+//! `milonga log append`: one record, or the lines of a file in order, and what became of an append that broke off.
+//!
+//! A stamp to resume with is what the client saved, and how many lines of the input came before it: `SAVED` or
+//! `SAVED,LINES`.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use bytes::Bytes;
+use milonga_client::{AppendError, Log, Position, Producer, Resumed, SavedAppend};
+use milonga_wire::StreamId;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::Context;
+use crate::failure::{Code, Failure, Outcome};
+use crate::output::progress;
+
+/// A batch is cut at whichever comes first.
+const BATCH_LINES: usize = 4_096;
+const BATCH_BYTES: usize = 1 << 20;
+/// Batches read ahead of the one under way.
+const AHEAD: usize = 2;
+
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("input").args(["data", "lines"]))]
+pub(crate) struct Append {
+    /// The record.
+    data: Option<String>,
+    /// A file of which every line is a record; `-` is stdin.
+    #[arg(long, value_name = "FILE|-")]
+    lines: Option<PathBuf>,
+    /// A stream that the records belong to.
+    #[arg(long = "stream", value_parser = super::stream, value_name = "S")]
+    streams: Vec<StreamId>,
+    /// Finds out about an append whose outcome was unknown; with the same input, appends what is missing.
+    #[arg(long, value_name = "STAMP")]
+    resume: Option<Stamp>,
+}
+
+/// What to resume with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Stamp {
+    saved: SavedAppend,
+    /// Lines of the input that are in the log for sure, before the ones saved.
+    before: u64,
+}
+
+/// What was appended.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Done {
+    appended: u64,
+    first: Option<u64>,
+    last: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stamp: Option<String>,
+}
+
+/// Some lines of the input.
+#[derive(Default)]
+struct Batch {
+    lines: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.before {
+            0 => self.saved.fmt(f),
+            lines => write!(f, "{},{lines}", self.saved),
+        }
+    }
+}
+
+impl FromStr for Stamp {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (saved, before) = text.split_once(',').unwrap_or((text, "0"));
+        let before = before.parse();
+        Ok(Self {
+            saved: saved
+                .parse()
+                .map_err(|error: milonga_wire::InvalidName| error.to_string())?,
+            before: before.map_err(|_| format!("`{text}` does not end in a number of lines"))?,
+        })
+    }
+}
+
+impl Append {
+    pub(super) async fn run(self, context: &Context) -> Outcome {
+        if self.data.is_none() && self.lines.is_none() && self.resume.is_none() {
+            return Err(Failure::usage(
+                "nothing to append; expected DATA or --lines FILE; try `milonga log append --help`",
+            ));
+        }
+        let log = context.cluster.connect()?;
+        let mut done = Done::default();
+        let skip = match &self.resume {
+            Some(stamp) => match done.resume(&log, stamp).await? {
+                lines if self.has_input() => lines,
+                _ => return done.end(context, stamp),
+            },
+            None => 0,
+        };
+        let outcome = self.append(&log, skip, &mut done).await;
+        match outcome {
+            Ok(()) => context.output.one(&done, || done.text()),
+            Err(failure) if context.output.is_json() && done.stamp.is_some() => {
+                context.output.one(&done, String::new)?;
+                Err(failure)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn has_input(&self) -> bool {
+        self.data.is_some() || self.lines.is_some()
+    }
+
+    /// Appends the input behind its first `skip` lines.
+    async fn append(self, log: &Log, skip: u64, done: &mut Done) -> Outcome {
+        let mut producer = log.producer(&self.streams);
+        let mut before = skip;
+        match (self.data, self.lines) {
+            (Some(data), _) if skip == 0 => {
+                done.batch(&mut producer, &[Bytes::from(data)], &mut before)
+                    .await
+            }
+            (_, Some(file)) => {
+                let mut batches = read_ahead(&file, skip)?;
+                let bar = progress(None, "records");
+                while let Some(batch) = batches.recv().await {
+                    let batch = batch.map_err(|why| Failure::file(&file, why))?;
+                    done.batch(&mut producer, &batch.lines, &mut before).await?;
+                    bar.set_position(done.appended);
+                }
+                bar.finish_and_clear();
+                Ok(())
+            }
+            (_, None) => Ok(()),
+        }
+    }
+}
+
+impl Done {
+    /// Appends one batch; `before` counts the lines of the input that are in the log.
+    async fn batch(
+        &mut self,
+        producer: &mut Producer,
+        lines: &[Bytes],
+        before: &mut u64,
+    ) -> Outcome {
+        match producer.append(lines).await {
+            Ok(positions) => {
+                positions
+                    .into_iter()
+                    .for_each(|position| self.note(position));
+                *before += lines.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                let positions = match &error {
+                    AppendError::NotAppended { .. } => &[][..],
+                    AppendError::Partly { positions, .. }
+                    | AppendError::Unknown { positions, .. } => positions,
+                };
+                positions
+                    .iter()
+                    .flatten()
+                    .for_each(|position| self.note(*position));
+                Err(self.stopped(error, *before))
+            }
+        }
+    }
+
+    fn note(&mut self, position: Position) {
+        self.appended += 1;
+        self.first = Some(self.first.map_or(position.0, |first| first.min(position.0)));
+        self.last = Some(self.last.map_or(position.0, |last| last.max(position.0)));
+    }
+
+    fn stopped(&mut self, error: AppendError, before: u64) -> Failure {
+        let AppendError::Unknown {
+            saved,
+            positions,
+            why,
+        } = error
+        else {
+            let failure = Failure::from(error);
+            return match self.appended {
+                0 => failure,
+                appended => failure.about(format!("stopped behind {appended} records")),
+            };
+        };
+        // The producer counts records from the start of its own run: what it finished before is in the log.
+        let run = saved
+            .placed
+            .iter()
+            .map(|placed| u64::from(placed.record))
+            .min()
+            .unwrap_or(0);
+        let known = positions.iter().flatten().count() as u64;
+        let stamp = Stamp {
+            saved,
+            before: before + known.saturating_sub(run),
+        };
+        self.outcome = Some("unknown");
+        self.stamp = Some(stamp.to_string());
+        Failure::new(
+            Code::Unknown,
+            format!(
+                "whether all was appended is not known yet: {why}; expected an answer within the deadline; \
+                 try `milonga log append --resume {stamp}`, with the same input to go on"
+            ),
+        )
+    }
+
+    /// Finds out what became of the records saved, and returns how many lines of the input are in the log.
+    async fn resume(&mut self, log: &Log, stamp: &Stamp) -> Outcome<u64> {
+        let outcomes = log.resume(&stamp.saved).await?;
+        let (mut missing, mut behind) = (None, 0);
+        for (record, outcome) in outcomes {
+            match outcome {
+                Resumed::Appended(position) => {
+                    self.note(position);
+                    behind = record + 1;
+                }
+                Resumed::NotAppended => missing = missing.or(Some(record)),
+                Resumed::Unknown => {
+                    self.outcome = Some("unknown");
+                    self.stamp = Some(stamp.to_string());
+                    return Err(Failure::new(
+                        Code::Unknown,
+                        format!(
+                            "record {record} cannot be told: it was trimmed, or lost on every unit; \
+                             the stamp is {stamp}"
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(stamp.before + u64::from(missing.unwrap_or(behind)))
+    }
+
+    /// What is printed of an append that was only looked at.
+    fn end(mut self, context: &Context, stamp: &Stamp) -> Outcome {
+        let saved: u64 = stamp
+            .saved
+            .placed
+            .iter()
+            .map(|placed| u64::from(placed.count))
+            .sum();
+        let outcome = match self.appended {
+            0 => "not appended",
+            appended if appended == saved => "appended",
+            _ => "partly appended",
+        };
+        self.outcome = Some(outcome);
+        context.output.one(&self, || {
+            format!("{outcome}: {} of {saved} records", self.appended)
+        })?;
+        if self.appended == saved {
+            return Ok(());
+        }
+        let missing = saved - self.appended;
+        Err(Failure::new(
+            Code::NotFound,
+            format!(
+                "{missing} of {saved} records are not in the log and never will be; append them again"
+            ),
+        ))
+    }
+
+    fn text(&self) -> String {
+        match (self.first, self.last) {
+            (Some(first), Some(last)) if first == last => format!("appended at {first}"),
+            (Some(first), Some(last)) => {
+                format!("appended {} records at {first}..={last}", self.appended)
+            }
+            _ => "appended nothing".to_owned(),
+        }
+    }
+}
+
+/// The lines of the input.
+struct Lines {
+    reader: BufReader<Box<dyn Read + Send>>,
+    /// Whether more may be long in coming: then what is there is not held back for a full batch.
+    slow: bool,
+    skip: u64,
+}
+
+/// Reads batches on a thread of its own, a few ahead of the one that is appended.
+fn read_ahead(file: &Path, skip: u64) -> Outcome<mpsc::Receiver<io::Result<Batch>>> {
+    let mut lines = Lines::open(file, skip).map_err(|why| Failure::file(file, why))?;
+    let (send, batches) = mpsc::channel(AHEAD);
+    std::thread::spawn(move || {
+        loop {
+            let batch = lines.batch();
+            let ended = !matches!(&batch, Ok(batch) if !batch.lines.is_empty());
+            if ended && batch.is_ok() || send.blocking_send(batch).is_err() || ended {
+                return;
+            }
+        }
+    });
+    Ok(batches)
+}
+
+impl Lines {
+    fn open(file: &Path, skip: u64) -> io::Result<Self> {
+        let (input, slow): (Box<dyn Read + Send>, bool) = if file == Path::new("-") {
+            (Box::new(io::stdin()), true)
+        } else {
+            let file = File::open(file)?;
+            let slow = !file.metadata()?.is_file();
+            (Box::new(file), slow)
+        };
+        Ok(Self {
+            reader: BufReader::with_capacity(1 << 18, input),
+            slow,
+            skip,
+        })
+    }
+
+    /// The next lines, without their ends; none at the end of the input.
+    fn batch(&mut self) -> io::Result<Batch> {
+        let mut batch = Batch::default();
+        while batch.lines.len() < BATCH_LINES && batch.bytes < BATCH_BYTES {
+            let mut line = vec![];
+            if self.reader.read_until(b'\n', &mut line)? == 0 {
+                break;
+            }
+            if line.last() == Some(&b'\n') {
+                line.pop();
+            }
+            if self.skip > 0 {
+                self.skip -= 1;
+                continue;
+            }
+            batch.bytes += line.len();
+            batch.lines.push(line.into());
+            if self.slow && !self.reader.buffer().contains(&b'\n') {
+                break;
+            }
+        }
+        Ok(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_cut_into_batches_without_their_ends() {
+        let text: String = (0..5_000).map(|n| format!("line {n}\n")).collect();
+        let input: Box<dyn Read + Send> = Box::new(io::Cursor::new(text));
+        let mut lines = Lines {
+            reader: BufReader::new(input),
+            slow: false,
+            skip: 1,
+        };
+        let [first, second, third] = [(); 3].map(|()| lines.batch().unwrap());
+
+        assert_eq!(first.lines[0], Bytes::from("line 1"));
+        assert_eq!(first.lines.len(), BATCH_LINES);
+        assert_eq!(first.lines.len() + second.lines.len(), 4_999);
+        assert!(third.lines.is_empty());
+    }
+
+    #[test]
+    fn a_stamp_reads_back_what_it_prints() {
+        let saved = "01010101010101010101010101010101-1@1:2+3/4";
+        for text in [saved.to_owned(), format!("{saved},17")] {
+            assert_eq!(text.parse::<Stamp>().unwrap().to_string(), text);
+        }
+        assert!(format!("{saved},x").parse::<Stamp>().is_err());
+    }
+}

@@ -1,0 +1,186 @@
+//! `milonga log`: appends to and reads the log.
+
+mod append;
+mod read;
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use milonga_client::{Entry, EntryKind};
+use milonga_wire::{Position, StreamId};
+use serde::Serialize;
+
+use super::Context;
+use crate::failure::Outcome;
+use crate::look::Sight;
+use crate::output::bytes;
+
+/// How long a server may take to say who it is.
+const ANSWER: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LogCommand {
+    /// Appends records: the one given, or the lines of a file, in order.
+    #[command(after_help = "Example:
+  milonga log append 'hello'
+  milonga log append --stream orders --lines orders.jsonl
+  tail -f app.log | milonga log append --lines -")]
+    Append(append::Append),
+    /// Prints what positions hold.
+    #[command(after_help = "Example:
+  milonga log read 7
+  milonga log read 0..100 -o json
+  milonga log read 0.. --raw > all.txt")]
+    Read(read::Read),
+    /// Prints entries as they are appended.
+    #[command(after_help = "Example:
+  milonga log follow --from 0 --raw")]
+    Follow(read::Follow),
+    /// Prints the end of the log: at or above every append acknowledged before.
+    #[command(after_help = "Example:
+  milonga log end -o json")]
+    End,
+    /// Ends a hole now, without waiting for its writer.
+    #[command(after_help = "Example:
+  milonga log fill 41")]
+    Fill {
+        /// Where.
+        position: u64,
+    },
+    /// Gives back the space of everything below a position.
+    #[command(after_help = "Example:
+  milonga log trim 100000")]
+    Trim {
+        /// The first position kept.
+        position: u64,
+    },
+    /// Prints sizes, and how fast the log grows.
+    #[command(after_help = "Example:
+  milonga log stat --interval 5s")]
+    Stat {
+        /// How long to watch it grow.
+        #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
+        interval: Duration,
+    },
+}
+
+#[derive(Serialize)]
+struct End {
+    end: u64,
+    term: u64,
+}
+
+#[derive(Serialize)]
+struct Filled {
+    position: u64,
+    outcome: &'static str,
+}
+
+#[derive(Serialize)]
+struct Trimmed {
+    trimmed: u64,
+}
+
+#[derive(Serialize)]
+struct Stat {
+    end: u64,
+    settled: u64,
+    trimmed: u64,
+    positions: u64,
+    bytes: u64,
+    units: usize,
+    records_per_s: f64,
+}
+
+impl LogCommand {
+    pub(super) async fn run(self, context: &Context) -> Outcome {
+        match self {
+            Self::Append(append) => append.run(context).await,
+            Self::Read(read) => read.run(context).await,
+            Self::Follow(follow) => follow.run(context).await,
+            Self::End => end(context).await,
+            Self::Fill { position } => fill(context, Position(position)).await,
+            Self::Trim { position } => trim(context, Position(position)).await,
+            Self::Stat { interval } => stat(context, interval).await,
+        }
+    }
+}
+
+async fn end(context: &Context) -> Outcome {
+    let end = context.cluster.connect()?.end().await?;
+    let printed = End {
+        end: end.position.0,
+        term: end.term.0,
+    };
+    context.output.one(&printed, || end.position.to_string())
+}
+
+async fn fill(context: &Context, position: Position) -> Outcome {
+    let entry = context.cluster.connect()?.fill(position).await?;
+    let outcome = kind(&entry);
+    let filled = Filled {
+        position: position.0,
+        outcome,
+    };
+    context
+        .output
+        .one(&filled, || format!("{position} holds {outcome}"))
+}
+
+async fn trim(context: &Context, to: Position) -> Outcome {
+    let trimmed = context.cluster.connect()?.trim(to).await?;
+    let printed = Trimmed { trimmed: trimmed.0 };
+    context
+        .output
+        .one(&printed, || format!("trimmed to {trimmed}"))
+}
+
+async fn stat(context: &Context, interval: Duration) -> Outcome {
+    let log = context.cluster.connect()?;
+    let before = log.end().await?.position;
+    let began = log.host().clock.now();
+    log.host().clock.sleep(interval).await;
+    let end = log.end().await?.position;
+    let seconds = log.host().clock.now().since(began).as_secs_f64();
+    let settled = log.settled().await?;
+    let sight = Sight::of(log.host(), &log.layout().await?.layout, ANSWER).await;
+    let said = || {
+        sight
+            .units
+            .iter()
+            .filter_map(|unit| unit.said.as_ref().ok())
+    };
+    let trimmed = said().map(|said| said.trimmed).max().unwrap_or_default();
+    #[allow(clippy::cast_precision_loss)]
+    let stat = Stat {
+        end: end.0,
+        settled: settled.0.min(end.0),
+        trimmed: trimmed.0,
+        positions: end.0.saturating_sub(trimmed.0),
+        bytes: said().map(|said| said.bytes).sum(),
+        units: sight.units.len(),
+        records_per_s: end.0.saturating_sub(before.0) as f64 / seconds,
+    };
+    context.output.one(&stat, || {
+        format!(
+            "end        {}\nsettled    {}\ntrimmed    {}\npositions  {}\nbytes      {} on {} units\ngrows by   {:.0} records/s",
+            stat.end, stat.settled, stat.trimmed, stat.positions, bytes(stat.bytes), stat.units, stat.records_per_s
+        )
+    })
+}
+
+/// What an entry is, as it is printed.
+fn kind(entry: &Entry) -> &'static str {
+    match entry.kind {
+        EntryKind::Data { .. } => "data",
+        EntryKind::Junk { .. } => "junk",
+        EntryKind::Trimmed => "trimmed",
+        EntryKind::Unwritten => "unwritten",
+        EntryKind::Unknown => "unknown",
+    }
+}
+
+/// A stream's id, or the id of its name.
+fn stream(text: &str) -> Result<StreamId, std::convert::Infallible> {
+    Ok(text.parse().unwrap_or_else(|_| StreamId::of_name(text)))
+}

@@ -1,0 +1,314 @@
+//! `milonga log read` and `follow`: entries as rows, as JSON, or as the bytes that were appended.
+
+use std::io::{self, BufWriter, Write};
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use milonga_client::{Entry, EntryKind, Log};
+use milonga_wire::{Before, Position, Span, StreamId};
+use serde::Serialize;
+
+use super::{Context, kind};
+use crate::failure::{Code, Failure, Outcome};
+use crate::output::{ended, json};
+
+/// Positions of a stream that are held in memory at once.
+const STREAM_POSITIONS: u64 = 65_536;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Read {
+    /// A position, or a range: `FROM..TO`, `FROM..` up to the end.
+    #[arg(value_name = "FROM[..TO]")]
+    range: Range,
+    /// Only what belongs to this stream.
+    #[arg(long, value_parser = super::stream, value_name = "S")]
+    stream: Option<StreamId>,
+    /// Prints the bytes of each record and a line end, nothing else.
+    #[arg(long)]
+    raw: bool,
+    /// Leaves holes as they are, and prints them.
+    #[arg(long)]
+    no_fill: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Follow {
+    /// Where to start [default: the end of the log].
+    #[arg(long, value_name = "P")]
+    from: Option<u64>,
+    /// Only what belongs to this stream.
+    #[arg(long, value_parser = super::stream, value_name = "S")]
+    stream: Option<StreamId>,
+    /// Prints the bytes of each record and a line end, nothing else.
+    #[arg(long)]
+    raw: bool,
+}
+
+/// What to read.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+enum Range {
+    One(Position),
+    /// Up to the end of the log if it has no end of its own.
+    Many(Position, Option<Position>),
+}
+
+impl FromStr for Range {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| {
+            let parsed = text.parse().map(Position);
+            parsed
+                .map_err(|_| format!("`{text}` is no position; expected FROM, FROM..TO or FROM.."))
+        };
+        match text.split_once("..") {
+            None => number(text).map(Self::One),
+            Some((from, to)) => {
+                let from = if from.is_empty() {
+                    Position::FIRST
+                } else {
+                    number(from)?
+                };
+                let to = match to {
+                    "" | "end" | "END" => None,
+                    to => Some(number(to)?),
+                };
+                Ok(Self::Many(from, to))
+            }
+        }
+    }
+}
+
+impl Read {
+    pub(super) async fn run(self, context: &Context) -> Outcome {
+        let log = context
+            .cluster
+            .connect_with(|options| options.settle = !self.no_fill)?;
+        let mut printer = Printer::new(context, self.raw, self.stream);
+        match (self.range, self.stream) {
+            (Range::One(position), _) => printer.one(log.read(position).await?)?,
+            (Range::Many(from, to), None) => {
+                let span = Span::new(from, to.unwrap_or(Position(u64::MAX)));
+                read_all(&log, span, &mut printer).await?;
+            }
+            (Range::Many(from, to), Some(stream)) => {
+                read_stream(&log, stream, from, to, &mut printer).await?;
+            }
+        }
+        printer.flush()
+    }
+}
+
+/// Round by round, the next one under way while one is printed: the log need not fit into memory.
+async fn read_all(log: &Log, span: Span, printer: &mut Printer) -> Outcome {
+    let mut entries = log.read_some(span).await?;
+    while let Some(last) = entries.last() {
+        let rest = Span::new(last.position.next(), span.end.max(last.position.next()));
+        let next = log.read_some(rest);
+        let print = async { printer.all(&entries) };
+        let (next, printed) = tokio::join!(biased; next, print);
+        printed?;
+        entries = next?;
+    }
+    Ok(())
+}
+
+/// Newest first if one walk may do, else piece by piece.
+async fn read_stream(
+    log: &Log,
+    stream: StreamId,
+    from: Position,
+    to: Option<Position>,
+    printer: &mut Printer,
+) -> Outcome {
+    let end = log.end_of(&[stream]).await?;
+    let last: Option<Before> = end.streams.into_iter().next().map(|link| link.before);
+    let stop = to.unwrap_or(end.position).min(end.position);
+    let mut rest = Span::new(from, stop.max(from));
+    while !rest.is_empty() {
+        let piece = Span::new(
+            rest.start,
+            rest.start.plus(rest.len().min(STREAM_POSITIONS)),
+        );
+        let known = last.as_ref().filter(|_| piece.end == end.counter);
+        printer.all(&log.read_stream(stream, piece, known).await?)?;
+        rest.start = piece.end;
+    }
+    Ok(())
+}
+
+impl Follow {
+    pub(super) async fn run(self, context: &Context) -> Outcome {
+        let log = context.cluster.connect()?;
+        let from = match self.from {
+            Some(from) => Position(from),
+            None => log.end().await?.position,
+        };
+        let mut printer = Printer::new(context, self.raw, self.stream);
+        let mut follower = log.follow(from);
+        loop {
+            match follower.next_ready().await? {
+                Some(entry) => printer.all(&[entry])?,
+                None => {
+                    printer.flush()?;
+                    printer.all(&[follower.next().await?])?;
+                }
+            }
+        }
+    }
+}
+
+/// How entries are printed.
+struct Printer {
+    out: BufWriter<io::Stdout>,
+    form: Form,
+    stream: Option<StreamId>,
+}
+
+#[derive(Copy, Clone)]
+enum Form {
+    Raw,
+    Json,
+    Text,
+}
+
+#[derive(Serialize)]
+struct Printed {
+    position: u64,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    term: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    streams: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stamp: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
+}
+
+impl Printer {
+    fn new(context: &Context, raw: bool, stream: Option<StreamId>) -> Self {
+        let form = match (raw, context.output.is_json()) {
+            (true, _) => Form::Raw,
+            (false, true) => Form::Json,
+            (false, false) => Form::Text,
+        };
+        Self {
+            out: BufWriter::with_capacity(1 << 16, io::stdout()),
+            form,
+            stream,
+        }
+    }
+
+    /// The only entry asked for: raw, it must be a record.
+    fn one(&mut self, entry: Entry) -> Outcome {
+        if matches!(self.form, Form::Raw) && entry.payload().is_none() {
+            let text = format!(
+                "position {} holds no record: {}",
+                entry.position,
+                kind(&entry)
+            );
+            return Err(Failure::new(Code::NotFound, text));
+        }
+        self.all(&[entry])
+    }
+
+    fn all(&mut self, entries: &[Entry]) -> Outcome {
+        let wanted = entries.iter().filter(|entry| names(entry, self.stream));
+        let out = &mut self.out;
+        let mut print = wanted.map(|entry| match self.form {
+            Form::Raw => raw(out, entry),
+            Form::Json => writeln!(out, "{}", json(&Printed::of(entry))),
+            Form::Text => text(out, entry),
+        });
+        print.try_for_each(|written| written).or_else(ended)
+    }
+
+    fn flush(&mut self) -> Outcome {
+        self.out.flush().or_else(ended)
+    }
+}
+
+/// Whether the entry belongs to the stream, or hides what was there.
+fn names(entry: &Entry, stream: Option<StreamId>) -> bool {
+    match (&entry.kind, stream) {
+        (_, None) | (EntryKind::Trimmed | EntryKind::Unknown, _) => true,
+        (EntryKind::Data { streams, .. }, Some(stream)) => {
+            streams.iter().any(|link| link.stream == stream)
+        }
+        (EntryKind::Junk { .. } | EntryKind::Unwritten, Some(_)) => false,
+    }
+}
+
+fn raw(out: &mut impl Write, entry: &Entry) -> io::Result<()> {
+    match entry.payload() {
+        Some(payload) => {
+            out.write_all(payload)?;
+            out.write_all(b"\n")
+        }
+        None => Ok(()),
+    }
+}
+
+/// A position and what is there; bytes that are no text are shown as such.
+fn text(out: &mut impl Write, entry: &Entry) -> io::Result<()> {
+    write!(out, "{:>10}  ", entry.position)?;
+    match entry.payload().map(|payload| std::str::from_utf8(payload)) {
+        Some(Ok(text)) => writeln!(out, "{text}"),
+        Some(Err(_)) => writeln!(
+            out,
+            "({} bytes)",
+            entry.payload().map_or(0, bytes::Bytes::len)
+        ),
+        None => writeln!(out, "({})", kind(entry)),
+    }
+}
+
+impl Printed {
+    fn of(entry: &Entry) -> Self {
+        let mut printed = Self {
+            position: entry.position.0,
+            kind: kind(entry),
+            term: None,
+            streams: None,
+            stamp: None,
+            data: None,
+        };
+        match &entry.kind {
+            EntryKind::Data {
+                term,
+                stamp,
+                streams,
+                payload,
+            } => {
+                printed.term = Some(term.0);
+                printed.stamp = Some(stamp.to_string());
+                printed.streams =
+                    Some(streams.iter().map(|link| link.stream.to_string()).collect());
+                printed.data = Some(STANDARD.encode(payload));
+            }
+            EntryKind::Junk { term } => printed.term = Some(term.0),
+            EntryKind::Trimmed | EntryKind::Unwritten | EntryKind::Unknown => {}
+        }
+        printed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_half_open_and_may_end_with_the_log() {
+        let many = |from, to: Option<u64>| Range::Many(Position(from), to.map(Position));
+        assert_eq!("7".parse(), Ok(Range::One(Position(7))));
+        assert_eq!("7..9".parse(), Ok(many(7, Some(9))));
+        for open in ["0..", "..", "0..end", "..END"] {
+            assert_eq!(open.parse(), Ok(many(0, None)), "{open}");
+        }
+        for bad in ["", "x", "1..y", "-1", "1.2"] {
+            assert!(bad.parse::<Range>().is_err(), "{bad}");
+        }
+    }
+}

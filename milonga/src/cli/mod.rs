@@ -1,0 +1,207 @@
+//! The command line: what there is to say, and who does it. One file per group of commands.
+
+mod bench;
+mod certs;
+mod cluster;
+mod completions;
+mod demo;
+mod dev;
+mod inspect;
+mod kv;
+mod log;
+mod servers;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::connect::Cluster;
+use crate::failure::{Failure, Outcome};
+use crate::output::{Format, Output, say};
+
+/// A shared log: one durable, totally ordered, write-once log that many clients append to and read at once.
+#[derive(Debug, Parser)]
+#[command(
+    name = "milonga",
+    version,
+    propagate_version = true,
+    max_term_width = 110
+)]
+#[command(after_help = "Example:
+  milonga dev                        # a whole cluster on this machine
+  milonga log append 'hello'         # in another terminal
+  milonga log read 0..
+
+Exit codes: 0 done, 1 refused or failed, 2 bad usage, 3 unavailable (a retry may help), 4 conflict,
+5 not found, 6 unknown outcome (prints the stamp to resume with), 10 damage or violation found.")]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, clap::Args)]
+struct Globals {
+    /// How results are printed on stdout.
+    #[arg(short = 'o', long, global = true, value_enum, default_value = "table")]
+    output: Format,
+    /// What is logged on stderr, e.g. `info` or `milonga_client=debug`.
+    #[arg(
+        long = "log",
+        id = "log_filter",
+        global = true,
+        env = "MILONGA_LOG",
+        value_name = "FILTER"
+    )]
+    log: Option<String>,
+    /// The cluster file [default: ./milonga.toml, ./milonga-dev/milonga.toml, or the user's].
+    #[arg(long, global = true, env = "MILONGA_CLUSTER", value_name = "FILE")]
+    cluster: Option<PathBuf>,
+    /// How long an operation may take, e.g. `5s`.
+    #[arg(long, global = true, value_parser = humantime::parse_duration)]
+    deadline: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a whole cluster on this machine.
+    Dev(dev::Dev),
+    /// Shows what Milonga does, on a cluster of its own.
+    Demo(demo::Demo),
+    /// Runs a layout server.
+    Layout(servers::Layout),
+    /// Runs a sequencer.
+    Sequencer(servers::Sequencer),
+    /// Runs a log unit.
+    Logunit(servers::Logunit),
+    /// Makes and shows certificates.
+    #[command(subcommand)]
+    Certs(certs::Certs),
+    /// Starts and looks at a cluster.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Appends to and reads the log.
+    #[command(subcommand)]
+    Log(log::LogCommand),
+    /// Puts and gets keys of a replicated map.
+    Kv(kv::Kv),
+    /// Measures, with the ratio to a bare baseline.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Prints and checks a server's directory while it is stopped.
+    Inspect(inspect::Inspect),
+    /// Prints a completion script for a shell.
+    Completions(completions::Completions),
+}
+
+/// What a command works with.
+#[derive(Clone, Debug)]
+struct Context {
+    output: Output,
+    cluster: Cluster,
+    log: Option<String>,
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(format_args!("error: {failure}"));
+            failure.code.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Outcome {
+    let Globals {
+        output,
+        log,
+        cluster,
+        deadline,
+    } = cli.globals;
+    let context = Context {
+        output: Output::new(output),
+        cluster: Cluster {
+            file: cluster,
+            deadline,
+        },
+        log,
+    };
+    context.start_logging(&cli.command)?;
+    match cli.command {
+        Command::Dev(dev) => dev.run(&context),
+        Command::Demo(demo) => demo.run(&context),
+        Command::Layout(server) => server.run(),
+        Command::Sequencer(server) => server.run(),
+        Command::Logunit(server) => server.run(),
+        Command::Certs(certs) => certs.run(&context),
+        Command::Cluster(cluster) => context.wait(cluster.run(&context)),
+        Command::Log(log) => context.wait(log.run(&context)),
+        Command::Kv(kv) => context.wait(kv.run(&context)),
+        Command::Bench(bench) => bench.run(&context),
+        Command::Inspect(inspect) => inspect.run(&context),
+        Command::Completions(completions) => completions.run(),
+    }
+}
+
+impl Context {
+    /// Servers say what they do; other commands only what is wrong.
+    fn start_logging(&self, command: &Command) -> Outcome {
+        let usual = match command {
+            Command::Layout(_) | Command::Sequencer(_) | Command::Logunit(_) => "info",
+            _ => "warn",
+        };
+        let filter = self.log.as_deref().unwrap_or(usual);
+        let filter = EnvFilter::try_new(filter)
+            .map_err(|why| Failure::usage(format!("--log says `{filter}`: {why}; try `info`")))?;
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_target(false)
+            .init();
+        Ok(())
+    }
+
+    /// Runs a command's work on a runtime of its own.
+    fn wait(&self, work: impl Future<Output = Outcome>) -> Outcome {
+        crate::serve::runtime()?.block_on(work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Clap finds contradictions only when a command is built.
+    #[test]
+    fn every_command_is_well_formed_and_shows_an_example() {
+        fn leaves(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+            let path = format!("{path} {}", command.get_name());
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            if command.get_subcommands().next().is_none() && !help.contains("Example") {
+                found.push(path.clone());
+            }
+            command
+                .get_subcommands()
+                .for_each(|sub| leaves(sub, &path, found));
+        }
+        let command = Cli::command();
+        command.clone().debug_assert();
+        let mut without = vec![];
+        leaves(&command, "", &mut without);
+        assert_eq!(without, Vec::<String>::new());
+    }
+}

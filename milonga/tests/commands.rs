@@ -1,0 +1,350 @@
+//! What commands print and how they exit, against a real cluster.
+
+mod support;
+
+use std::net::UdpSocket;
+use std::path::Path;
+
+use milonga_host::Clock;
+use milonga_host::certificates::{self, Pair, Validity};
+use milonga_wire::Role;
+use support::{Dev, milonga, run};
+
+const SMALL: [&str; 10] = [
+    "--chains",
+    "1",
+    "--replicas",
+    "2",
+    "--layout-servers",
+    "1",
+    "--standbys",
+    "0",
+    "--spares",
+    "0",
+];
+
+fn keys(value: &serde_json::Value) -> Vec<&str> {
+    value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+/// Scripts decide by these names and numbers.
+#[test]
+fn commands_print_the_json_that_scripts_rely_on() {
+    let dev = Dev::start(&SMALL);
+    for listed in dev.processes() {
+        for key in ["name", "role", "pid", "address", "dir"] {
+            assert!(listed.get(key).is_some(), "{key} in {listed}");
+        }
+    }
+
+    let appended = dev
+        .run(&["log", "append", "a", "--stream", "s", "-o", "json"])
+        .done()
+        .json();
+    assert_eq!(
+        (&appended["appended"], &appended["first"], &appended["last"]),
+        (&1.into(), &0.into(), &0.into())
+    );
+    dev.run(&["log", "append", "b"]).done();
+    let read = dev
+        .run(&["log", "read", "0..10", "-o", "json"])
+        .done()
+        .lines();
+    assert_eq!(read.len(), 2);
+    assert_eq!(read[0]["data"], "YQ==");
+    for key in ["position", "kind", "term", "streams", "stamp", "data"] {
+        assert!(read[0].get(key).is_some(), "{key} in {}", read[0]);
+    }
+    let stream = dev
+        .run(&["log", "read", "0..", "--stream", "s", "--raw"])
+        .done();
+    assert_eq!(stream.out, "a\n");
+    let beyond = dev.run(&["log", "read", "7", "-o", "json"]).done().json();
+    assert_eq!(beyond["kind"], "unwritten");
+    dev.run(&["log", "read", "7", "--raw"])
+        .refused(5, &["unwritten"]);
+
+    let status = dev.run(&["cluster", "status", "-o", "json"]).done().json();
+    for key in [
+        "term",
+        "end",
+        "settled",
+        "trimmed",
+        "layout_servers",
+        "sequencer",
+        "segments",
+        "units",
+        "health",
+        "issues",
+    ] {
+        assert!(status.get(key).is_some(), "{key} in {status}");
+    }
+    assert_eq!(status["health"], "ok", "{status}");
+    for key in ["name", "address", "state", "term", "highest", "bytes"] {
+        assert!(
+            keys(&status["units"][0]).contains(&key),
+            "{key} in {status}"
+        );
+    }
+    assert_eq!(
+        status["segments"][0]["chains"][0].as_array().unwrap().len(),
+        2
+    );
+
+    let rebuilt = dev
+        .run(&["cluster", "rebuild-sequencer", "-o", "json"])
+        .done()
+        .json();
+    assert!(rebuilt["term"].as_u64().unwrap() > status["term"].as_u64().unwrap());
+    let layouts = dev
+        .run(&["cluster", "layouts", "-o", "json"])
+        .done()
+        .lines();
+    assert_eq!(layouts[0]["change"], "the first layout");
+
+    dev.run(&["log", "append", "c"]).done();
+    let filled = dev.run(&["log", "fill", "0", "-o", "json"]).done().json();
+    assert_eq!(filled["outcome"], "data");
+    dev.run(&["log", "fill", "1000"])
+        .refused(4, &["beyond the end"]);
+    let trimmed = dev.run(&["log", "trim", "1", "-o", "json"]).done().json();
+    assert_eq!(trimmed["trimmed"], 1);
+    let read = dev
+        .run(&["log", "read", "0..", "-o", "json"])
+        .done()
+        .lines();
+    assert_eq!(read[0]["kind"], "trimmed");
+    let stat = dev
+        .run(&["log", "stat", "--interval", "10ms", "-o", "json"])
+        .done()
+        .json();
+    assert_eq!(stat["trimmed"], 1);
+}
+
+#[test]
+fn keys_are_put_compared_scanned_and_carried_to_another_map() {
+    let dev = Dev::start(&SMALL);
+    let put = dev
+        .run(&["kv", "put", "k", "v", "-o", "json"])
+        .done()
+        .json();
+    let got = dev.run(&["kv", "get", "k", "-o", "json"]).done().json();
+    assert_eq!(
+        (&got["value"], &got["version"]),
+        (&"v".into(), &put["position"])
+    );
+    dev.run(&["kv", "get", "nothing"]).refused(5, &["nothing"]);
+
+    dev.run(&["kv", "cas", "k", "--expect", "v", "--new", "w"])
+        .done();
+    let lost = dev.run(&["kv", "cas", "k", "--absent", "--new", "x", "-o", "json"]);
+    lost.refused(4, &["not expected"]);
+    assert_eq!(lost.json()["conflict"]["key"], "k");
+    let before = dev.run(&["kv", "get", "k", "--at", "0"]).done();
+    assert_eq!(before.out, "v\n");
+
+    dev.run(&["kv", "put", "l", ""]).done();
+    let scanned = dev
+        .run(&["kv", "scan", "--prefix", "k", "-o", "json"])
+        .done()
+        .lines();
+    assert_eq!(scanned.len(), 1);
+    let exported = dev.run(&["kv", "export"]).done().out;
+    let file = dev.file("export.jsonl");
+    std::fs::write(&file, &exported).unwrap();
+    let imported = dev
+        .run(&["kv", "import", &file, "--map", "copy", "-o", "json"])
+        .done();
+    assert_eq!(imported.json()["imported"], 2);
+    let copied = dev.run(&["kv", "get", "k", "--map", "copy"]).done();
+    assert_eq!(copied.out, "w\n");
+    dev.run(&["kv", "delete", "k"]).done();
+    dev.run(&["kv", "get", "k"]).refused(5, &[]);
+}
+
+/// A watcher and a follower print what comes, as it comes.
+#[test]
+fn a_follower_prints_a_record_that_is_appended_while_it_waits() {
+    use std::io::{BufRead, BufReader};
+    let dev = Dev::start(&SMALL);
+    let mut follower = milonga()
+        .args([
+            "--cluster",
+            &dev.file("milonga.toml"),
+            "log",
+            "follow",
+            "--from",
+            "0",
+            "--raw",
+        ])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    for text in ["first", "second"] {
+        dev.run(&["log", "append", text]).done();
+        assert_eq!(lines.next().unwrap().unwrap(), text);
+    }
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+}
+
+/// Design 12: every refusal is typed and says what was wrong; nothing acknowledged is affected.
+#[test]
+fn callers_without_the_right_certificate_are_refused_and_random_bytes_hurt_nobody() {
+    let dev = Dev::start(&SMALL);
+    dev.run(&["log", "append", "kept"]).done();
+
+    dev.run_as("reader.toml", &["log", "append", "x"])
+        .refused(1, &["a reader certificate may not"]);
+    assert_eq!(
+        dev.run_as("reader.toml", &["log", "read", "0", "--raw"])
+            .done()
+            .out,
+        "kept\n"
+    );
+    dev.run_as("writer.toml", &["log", "trim", "1"])
+        .refused(1, &["a writer certificate may not"]);
+    foreign_cluster_file(&dev);
+    dev.run_as("foreign.toml", &["--deadline", "1s", "log", "append", "x"])
+        .refused(3, &["authority"]);
+    expired_cluster_file(&dev);
+    dev.run_as("expired.toml", &["log", "end"])
+        .refused(1, &["expired", "certs issue"]);
+
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for name in ["unit-1", "sequencer-1", "layout-1"] {
+        for seed in 0..200_u32 {
+            let noise: Vec<u8> = (0..1_200_u32)
+                .map(|n| (n.wrapping_mul(2_654_435_761) ^ seed) as u8)
+                .collect();
+            socket.send_to(&noise, dev.address(name)).unwrap();
+        }
+    }
+    dev.run(&["log", "append", "after the noise"]).done();
+    assert_eq!(
+        dev.run(&["log", "read", "0..", "--raw"]).done().out,
+        "kept\nafter the noise\n"
+    );
+}
+
+/// A cluster file like the admin's, with a certificate of another authority.
+fn foreign_cluster_file(dev: &Dev) {
+    let certs = dev.file("foreign");
+    run(&["certs", "init", "--dir", &certs]).done();
+    run(&[
+        "certs", "issue", "--dir", &certs, "--role", "admin", "--name", "admin",
+    ])
+    .done();
+    let text = std::fs::read_to_string(dev.file("milonga.toml")).unwrap();
+    std::fs::write(dev.file("foreign.toml"), text.replace("certs/", "foreign/")).unwrap();
+}
+
+/// The same, with a certificate of the right authority that is over.
+fn expired_cluster_file(dev: &Dev) {
+    let ca = dev.dir().join("certs");
+    let leaf = expired(&ca, Role::Admin, "late");
+    write_pair(&ca, "late", &leaf);
+    let text = std::fs::read_to_string(dev.file("milonga.toml")).unwrap();
+    std::fs::write(
+        dev.file("expired.toml"),
+        text.replace("certs/admin", "certs/late"),
+    )
+    .unwrap();
+}
+
+fn expired(ca: &Path, role: Role, name: &str) -> Pair {
+    let authority = Pair {
+        certificate: std::fs::read_to_string(ca.join("ca.pem")).unwrap(),
+        key: std::fs::read_to_string(ca.join("ca.key")).unwrap(),
+    };
+    let valid = Validity {
+        from_ms: Clock::real().wall_ms() - 3 * 86_400_000,
+        days: 1,
+    };
+    certificates::new_leaf(&authority, role, &name.parse().unwrap(), &[], valid).unwrap()
+}
+
+fn write_pair(dir: &Path, name: &str, pair: &Pair) {
+    std::fs::write(dir.join(format!("{name}.pem")), &pair.certificate).unwrap();
+    std::fs::write(dir.join(format!("{name}.key")), &pair.key).unwrap();
+}
+
+/// Design 12, at the start of a server: non-zero exit and one clear sentence.
+#[test]
+fn servers_that_cannot_start_say_why_in_one_sentence() {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
+    let certs = path("certs");
+    run(&["certs", "init", "--dir", &certs]).done();
+    for (name, role) in [
+        ("unit-1", "server"),
+        ("unit-2", "logunit"),
+        ("app", "writer"),
+    ] {
+        run(&[
+            "certs", "issue", "--dir", &certs, "--role", role, "--name", name,
+        ])
+        .done();
+    }
+    let busy = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let taken = busy.local_addr().unwrap().to_string();
+    let unit = |name: &str, dir: &str, listen: &str, more: &[&str]| {
+        let args = [
+            "logunit", "--name", name, "--dir", dir, "--listen", listen, "--certs", &certs,
+        ];
+        run(&[&args, more].concat())
+    };
+    let dir = path("data");
+
+    run(&["logunit", "--colour", "red"]).refused(2, &["--colour"]);
+    run(&["log", "append"]).refused(2, &["nothing to append"]);
+    run(&["logunit", "--name", "unit-1"]).refused(1, &["is missing"]);
+    let config = path("bad.toml");
+    std::fs::write(&config, "name = \"unit-1\"\ncolour = \"red\"\n").unwrap();
+    run(&["logunit", "--config", &config]).refused(1, &["colour", "bad.toml"]);
+    run(&["logunit", "--config", &path("none.toml")]).refused(1, &["none.toml"]);
+    unit("unit-1", &dir, &taken, &[]).refused(1, &["in use by another program"]);
+    unit("unit-2", &dir, "127.0.0.1:0", &[]).refused(1, &["unit-1"]);
+    unit("unit-3", &dir, "127.0.0.1:0", &[]).refused(1, &["unit-3.pem"]);
+    unit("app", &path("other"), "127.0.0.1:0", &[]).refused(1, &["writer", "--role server"]);
+    unit("unit-1", &dir, "127.0.0.1:0", &["--file-bytes", "7"]).refused(1, &["file-bytes"]);
+    let stranger = format!("{certs}/unit-2.pem");
+    let key = format!("{certs}/unit-2.key");
+    unit(
+        "unit-1",
+        &dir,
+        "127.0.0.1:0",
+        &["--cert", &stranger, "--key", &key],
+    )
+    .refused(1, &["unit-2", "expected `unit-1`"]);
+    let late = expired(Path::new(&certs), Role::LogUnit, "late");
+    write_pair(Path::new(&certs), "late", &late);
+    unit("late", &path("other"), "127.0.0.1:0", &[]).refused(1, &["expired"]);
+    std::fs::create_dir(path("photos")).unwrap();
+    std::fs::write(home.path().join("photos/a.jpg"), "x").unwrap();
+    unit("unit-1", &path("photos"), "127.0.0.1:0", &[]).refused(1, &["photos"]);
+}
+
+#[test]
+fn a_second_dev_cluster_on_the_same_directory_is_refused() {
+    let mut dev = Dev::start(&SMALL);
+    let dir = dev.file("");
+    run(&["dev", "--dir", &dir]).refused(1, &["another `milonga dev` runs"]);
+    dev.tell("restart", "unit-9", &[])
+        .refused(5, &["unit-9", "unit-1"]);
+    let unit = dev.run(&["inspect", &dev.file("unit-1")]);
+    unit.refused(1, &["in use"]);
+    assert_eq!(dev.interrupt(), 0);
+    run(&["dev", "--dir", &dir, "--chains", "3"]).refused(1, &["holds a cluster of 1 chains"]);
+    let inspected = run(&["inspect", &dev.file("unit-1"), "-o", "json"])
+        .done()
+        .json();
+    assert_eq!(inspected["violations"], serde_json::json!([]));
+    run(&["dev", "--dir", &dir, "stop", "unit-1"]).refused(1, &["no `milonga dev` runs"]);
+}

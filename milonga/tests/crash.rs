@@ -1,0 +1,118 @@
+//! What was acknowledged is there after kill -9 of everything, and an append whose outcome nobody saw can be resumed.
+
+mod support;
+
+use support::Dev;
+
+fn lines(count: u32) -> String {
+    (0..count)
+        .map(|number| format!("line {number} {}\n", "x".repeat(number as usize % 90)))
+        .collect()
+}
+
+/// Design: an acknowledged entry is at its position, readable, until trimmed. Always.
+#[test]
+fn two_thousand_lines_survive_kill_9_of_every_process() {
+    let mut dev = Dev::start(&[
+        "--chains",
+        "2",
+        "--replicas",
+        "2",
+        "--standbys",
+        "0",
+        "--spares",
+        "0",
+    ]);
+    let text = lines(2_000);
+    let done = dev
+        .feed(
+            &["log", "append", "--lines", "-", "-o", "json"],
+            text.as_bytes(),
+        )
+        .done();
+    assert_eq!(done.json()["appended"], 2_000);
+    assert_eq!(done.json()["first"], 0);
+
+    for parent_first in [true, false] {
+        dev.kill_all(parent_first);
+        dev.start_again();
+        let read = dev.run(&["log", "read", "0..", "--raw"]).done();
+        assert!(read.out == text, "what was read is not what was appended");
+    }
+    let end = dev.run(&["log", "end", "-o", "json"]).done().json();
+    assert_eq!(end["end"], 2_000);
+    assert_eq!(dev.interrupt(), 0);
+}
+
+/// Three outcomes: the head has the record, the tail does not, and the writer is gone before it is known.
+#[test]
+fn an_append_whose_outcome_is_unknown_prints_a_stamp_that_any_process_resumes() {
+    let dev = Dev::start(&[
+        "--chains",
+        "1",
+        "--replicas",
+        "2",
+        "--layout-servers",
+        "1",
+        "--standbys",
+        "0",
+        "--spares",
+        "0",
+    ]);
+    dev.run(&["log", "append", "before"]).done();
+    dev.tell("stop", "unit-2", &["--kill"]).done();
+
+    let unknown = dev.run(&[
+        "--deadline",
+        "1s",
+        "-o",
+        "json",
+        "log",
+        "append",
+        "in between",
+    ]);
+    unknown.refused(6, &["try `milonga log append --resume"]);
+    let stamp = unknown.json()["stamp"].as_str().unwrap().to_owned();
+
+    dev.tell("restart", "unit-2", &[]).done();
+    dev.run(&["cluster", "status", "--wait", "--deadline", "60s"])
+        .done();
+    let resumed = dev
+        .run(&[
+            "log",
+            "append",
+            "--resume",
+            &stamp,
+            "-o",
+            "json",
+            "in between",
+        ])
+        .done();
+    let again = dev
+        .run(&[
+            "log",
+            "append",
+            "--resume",
+            &stamp,
+            "-o",
+            "json",
+            "in between",
+        ])
+        .done();
+
+    let position = resumed.json()["first"].clone();
+    let held = dev.run(&["log", "read", "0..", "--raw"]).done().out;
+    assert_eq!(
+        held.matches("in between").count(),
+        1,
+        "once and only once: {held}"
+    );
+    let at = dev
+        .run(&["log", "read", &position.to_string(), "--raw"])
+        .done()
+        .out;
+    assert_eq!(at, "in between\n");
+    if resumed.json()["outcome"].is_null() {
+        assert_eq!(again.json()["first"], position);
+    }
+}
