@@ -337,15 +337,12 @@ impl Flavor for Tail<'_> {
     type Output = ();
 
     fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
-        match self.gathered.get_mut(self.len..self.len + data.len()) {
-            Some(room) => {
-                room.copy_from_slice(data);
-                self.len += data.len();
-            }
-            None => {
-                self.flush();
-                self.out.extend_from_slice(data);
-            }
+        if let Some(room) = self.gathered.get_mut(self.len..self.len + data.len()) {
+            room.copy_from_slice(data);
+            self.len += data.len();
+        } else {
+            self.flush();
+            self.out.extend_from_slice(data);
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 /// The longest latency that is told apart, in nanoseconds.
 const NANOS_MAX: u64 = 120_000_000_000;
 /// How many operations lie between two looks at the processor time.
-const CPU_EVERY: u64 = 256;
+const CPU_EVERY: u64 = 32;
 
 /// How long a round is.
 #[derive(Copy, Clone, Debug)]
@@ -131,7 +131,7 @@ impl Meter {
         let mut state = self.state();
         state.last = state.last.max(now);
         // Asking costs as much as a small operation: a few dozen times a second is enough.
-        if state.ends % CPU_EVERY == 0 {
+        if state.ends.is_multiple_of(CPU_EVERY) {
             let cpu = processor_time();
             state.cpu = Some((state.cpu.map_or(cpu, |(first, _)| first), cpu));
             state.cpu_ends = state.ends;
@@ -160,7 +160,7 @@ impl Meter {
             seconds: until.since(self.from).as_secs_f64(),
             cpu: state
                 .cpu
-                .map_or(Duration::ZERO, |(first, last)| last - first),
+                .map_or(Duration::ZERO, |(first, last)| last.saturating_sub(first)),
             cpu_ends: state.cpu_ends,
             latency: state.latency.clone(),
         }

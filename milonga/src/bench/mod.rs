@@ -183,7 +183,7 @@ pub enum BenchError {
     Unavailable(#[from] Unavailable),
     /// Records to read could not be written first.
     #[error(transparent)]
-    Append(#[from] AppendError),
+    Append(Box<AppendError>),
     /// Records to read could not be found.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -200,6 +200,12 @@ pub enum BenchError {
         /// How many failed.
         errors: u64,
     },
+}
+
+impl From<AppendError> for BenchError {
+    fn from(error: AppendError) -> Self {
+        Self::Append(Box::new(error))
+    }
 }
 
 /// Measures. Must be called inside the runtime whose client is measured.
@@ -242,7 +248,7 @@ async fn in_turn(
         ours.push(measure().await);
     }
     let rates = |samples: &[Sample]| samples.iter().map(Sample::per_second).collect::<Vec<f64>>();
-    let (own, base) = (rates(&ours), rates(&theirs));
+    let (own, other) = (rates(&ours), rates(&theirs));
     let all = merged(ours);
     if all.operations == 0 {
         return Err(BenchError::Nothing {
@@ -252,7 +258,7 @@ async fn in_turn(
     }
     let mut report = Report::of(&all);
     if !theirs.is_empty() {
-        report.ratio = Some(median(&own) / median(&base));
+        report.ratio = Some(median(&own) / median(&other));
         let theirs = merged(theirs);
         report.baseline_latency_us = Some(Latency::of(&theirs));
         report.baseline_client_cpu_us = Some(theirs.cpu_us());
@@ -260,7 +266,7 @@ async fn in_turn(
     report.rounds = (0..own.len())
         .map(|index| Round {
             ops_per_s: own[index],
-            baseline_ops_per_s: base.get(index).copied(),
+            baseline_ops_per_s: other.get(index).copied(),
         })
         .collect();
     Ok(report)

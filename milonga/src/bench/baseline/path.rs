@@ -102,13 +102,11 @@ impl Hop {
         self.link.ask(u64::from(id), number);
         poll_fn(|context| {
             let slot = &mut lock(&self.slots)[id as usize];
-            match slot.answer.take() {
-                Some(answer) => Poll::Ready(answer),
-                None => {
-                    slot.waker = Some(context.waker().clone());
-                    Poll::Pending
-                }
+            if let Some(answer) = slot.answer.take() {
+                return Poll::Ready(answer);
             }
+            slot.waker = Some(context.waker().clone());
+            Poll::Pending
         })
         .await
     }
@@ -147,7 +145,7 @@ pub(super) async fn by_tasks(
     let sample = closed_loop(host, concurrency, plan, operation).await;
     let links: Vec<Arc<Link>> = hops.iter().map(|hop| hop.link.clone()).collect();
     drop(hops);
-    end(links);
+    end(&links);
     Ok(sample)
 }
 
@@ -229,11 +227,13 @@ pub(super) async fn by_driver(
     }
     driver.over.notified().await;
     drop(driver);
-    end(links);
+    end(&links);
     Ok(meter.sample())
 }
 
 /// Closes the streams: each writer ends when it alone holds its link.
-fn end(links: Vec<Arc<Link>>) {
-    links.iter().for_each(|link| link.end());
+fn end(links: &[Arc<Link>]) {
+    for link in links {
+        link.end();
+    }
 }
