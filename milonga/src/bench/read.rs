@@ -85,17 +85,28 @@ async fn prepare(log: &Log, args: &ReadArgs) -> Result<Span, BenchError> {
     }
     let end = log.end().await?.position;
     let start = Position(end.0.saturating_sub(args.among)).max(trimmed);
-    Ok(Span::new(start, end))
+    let span = Span::new(start, end);
+    // Once over all of it: holes that others left (a measurement of tokens does) are settled before anything counts.
+    let mut rest = span;
+    while let Some(last) = log.read_some(rest).await?.last() {
+        rest.start = last.position.next();
+    }
+    Ok(span)
 }
 
 async fn first_kept(log: &Log, end: Position) -> Result<Position, BenchError> {
-    let first = log.read_some(Span::new(Position::FIRST, end)).await?;
-    let trimmed = first
-        .iter()
-        .take_while(|entry| matches!(entry.kind, EntryKind::Trimmed));
-    Ok(trimmed
-        .last()
-        .map_or(Position::FIRST, |entry| entry.position.next()))
+    let mut rest = Span::new(Position::FIRST, end);
+    loop {
+        let some = log.read_some(rest).await?;
+        let is_kept = |kind: &EntryKind| !matches!(kind, EntryKind::Trimmed);
+        if let Some(kept) = some.iter().find(|entry| is_kept(&entry.kind)) {
+            return Ok(kept.position);
+        }
+        match some.last() {
+            Some(last) => rest.start = last.position.next(),
+            None => return Ok(rest.start),
+        }
+    }
 }
 
 #[derive(Clone)]
