@@ -5,7 +5,7 @@
 //! - I3 A record is in the log at most once, and what was proved not to be in it is not ([`exactly_once`]).
 //! - I4 Positions follow the order in which appends happened ([`order`]).
 //! - I5 The end lies above everything acknowledged or seen before, and never falls for a client ([`end`]).
-//! - I6 What was seen settled never becomes unwritten or unknown again ([`settled`]).
+//! - I6 What was seen settled never becomes unwritten again ([`settled`]).
 //! - I7 Only what a trim named is trimmed, and after a trim it is ([`trim`]).
 //!
 //! They judge by real time: an operation that was asked after another was told has to see it. What is open binds nobody.

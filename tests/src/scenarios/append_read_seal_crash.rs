@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use milonga_client::Options;
+use milonga_client::{Options, reconfigure};
 use milonga_host::BoxFuture;
 use milonga_wire::{Position, Role};
 
@@ -103,7 +103,7 @@ async fn audit(world: &World, workload: &Workload, cluster: &Cluster) {
             ..Options::default()
         };
         let log = log(world, node, role, &cluster.layout, options);
-        let auditor = Client::new(workload.clone(), process, log);
+        let auditor = Client::new(workload.clone(), process, log.clone());
         let Some(end) = auditor.end().await else {
             return world.violation(format!("{name}: no end after {RECOVERY_MAX:?} of calm"));
         };
@@ -120,5 +120,11 @@ async fn audit(world: &World, workload: &Workload, cluster: &Cluster) {
             from = next;
         }
         world.note(&format!("{name} read everything below {end}"));
+        // Nobody may have called a server that was restarted last: who mends looks at all of them.
+        if role == Role::Control
+            && let Err(error) = reconfigure::mend(&log, "audit").await
+        {
+            world.violation(format!("{name} cannot mend: {error}"));
+        }
     }
 }

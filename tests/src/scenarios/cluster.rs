@@ -1,5 +1,6 @@
 //! A cluster on simulated machines: the real servers, each with a disk of its own that a crash leaves as disks do.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use milonga_client::reconfigure::{self, Genesis};
 use milonga_client::{Log, Options};
 use milonga_host::memory_disk::{Operation, Outcome};
-use milonga_host::{BoxFuture, Host, MemoryDisk, Random, Service};
+use milonga_host::{BoxFuture, Disk, Host, MemoryDisk, Random, Service};
 use milonga_wire::{Address, Caller, ClusterId, Role, ServerName};
 use tokio::sync::Notify;
 
@@ -100,6 +101,21 @@ impl Drive {
         Self { disk, torn, power }
     }
 
+    /// Opens what is on the disk. A power failure in the middle of it is one more crash, and it is opened again.
+    fn open<T, E: Display>(
+        &self,
+        random: &Random,
+        open: impl Fn(Arc<dyn Disk>) -> Result<T, E>,
+    ) -> Result<T, String> {
+        loop {
+            match open(self.disk.attach()) {
+                Ok(opened) => return Ok(opened),
+                Err(_) if self.power.failed.load(Ordering::Relaxed) => self.crashed(random),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+
     /// A process ends, or a machine loses its power: then each sector that was not synced is old or new by itself.
     fn crashed(&self, random: &Random) {
         if self.torn && (self.power.failed.load(Ordering::Relaxed) || flip(random)) {
@@ -122,11 +138,10 @@ struct LayoutMachine {
 impl Machine for LayoutMachine {
     fn start(&self, host: Host) -> BoxFuture<'_, Result<Arc<dyn Service>, String>> {
         Box::pin(async move {
-            let disk = self.drive.disk.attach();
-            let server = milonga_layout::Server::start(&host, disk, self.cluster, &self.config);
-            server
-                .map(|server| server as Arc<dyn Service>)
-                .map_err(|error| error.to_string())
+            let server = self.drive.open(&host.random, |disk| {
+                milonga_layout::Server::start(&host, disk, self.cluster, &self.config)
+            })?;
+            Ok(server as Arc<dyn Service>)
         })
     }
 
@@ -166,9 +181,9 @@ impl Machine for UnitMachine {
                     self.config.name.clone(),
                 )
             };
-            let disk = self.drive.disk.attach();
-            let store = milonga_logunit::store::Store::open(disk, options, &host.random)
-                .map_err(|error| error.to_string())?;
+            let store = self.drive.open(&host.random, |disk| {
+                milonga_logunit::store::Store::open(disk, options.clone(), &host.random)
+            })?;
             let server =
                 milonga_logunit::Server::start(&host, Box::new(store), self.config.clone());
             Ok(server as Arc<dyn Service>)

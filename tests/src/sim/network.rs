@@ -10,7 +10,8 @@ use milonga_host::{
     BoxFuture, CallError, Clock, Network, Peer, Responder, net::Request, net::Response,
 };
 use milonga_wire::{
-    Caller, Frame, Kind, Payload, Refusal, Reply, ReplyHead, RequestHead, SequencerReply, UnitReply,
+    Answer, Caller, Frame, Kind, LayoutReply, Payload, Refusal, Reply, ReplyHead, RequestHead,
+    SequencerReply, Term, UnitReply, WriteOutcome,
 };
 use tokio::sync::oneshot;
 
@@ -356,7 +357,7 @@ fn serve(
     let world: Weak<Shared> = Arc::downgrade(shared);
     let (server, client, client_boot, call) =
         (arrived.to, arrived.from, arrived.from_boot, arrived.call);
-    let verb = request.head.request.verb();
+    let (verb, term) = (request.head.request.verb(), request.head.term);
     let respond = Responder::new(call, move |head: ReplyHead, payload: Payload| {
         let Some(shared) = world.upgrade() else {
             return;
@@ -378,6 +379,7 @@ fn serve(
             "answered",
             &frame.head,
         );
+        count(state, term, &head);
         if chance(&state.random, state.faults.lose_ppm) {
             state.trace.count("reply lost");
             maybe_notice(state, now, call);
@@ -520,6 +522,51 @@ fn trace(
 ) {
     let _ = write!(text, ", {length} bytes, {outcome}");
     state.trace.line(now, &text, bytes);
+}
+
+/// Counts what a set of runs should have met: a fault or a race that no run met was not tested.
+fn count(state: &mut State, term: Term, head: &ReplyHead) {
+    let what = match &head.reply {
+        Ok(Reply::Unit(UnitReply::Sealed(sealed))) => {
+            if !sealed.synced {
+                state.trace.count("seal of a store with a torn end");
+            }
+            let first = *state.seals.entry(term).or_insert(sealed.end);
+            if first != sealed.end {
+                state.trace.count("seal of units with unequal ends");
+            }
+            "seal"
+        }
+        Ok(Reply::Unit(UnitReply::Filled(_))) => "fill",
+        Ok(Reply::Unit(UnitReply::Written(outcomes))) => {
+            let taken = |outcome: &WriteOutcome| matches!(outcome, WriteOutcome::Taken { .. });
+            if !outcomes.iter().any(taken) {
+                return;
+            }
+            "write of a taken position"
+        }
+        Ok(Reply::Unit(UnitReply::Read(answers))) => {
+            if !answers.iter().any(|a| matches!(a, Answer::Unknown(_))) {
+                return;
+            }
+            "read answered unknown"
+        }
+        Ok(Reply::Layout(LayoutReply::Accepted { .. })) => "layout accepted",
+        Err(Refusal::StaleTerm { .. }) => "refused: stale term",
+        Err(Refusal::FutureTerm { .. }) => "refused: future term",
+        Err(Refusal::WrongIncarnation { .. }) => "refused: another process start",
+        Err(Refusal::Unknown { .. }) => "refused: unknown here",
+        Err(Refusal::NotAnnounced { .. }) => "refused: not announced",
+        Err(Refusal::NotBootstrapped { .. }) => "refused: not bootstrapped",
+        Err(Refusal::DiskFailed { .. }) => "refused: disk failed",
+        Err(Refusal::Outranked { .. }) => "refused: outranked",
+        Err(Refusal::Unconfirmed { .. }) => "refused: unconfirmed",
+        Err(Refusal::Trimmed { .. }) => "refused: trimmed",
+        Err(Refusal::TermJump { .. }) => "refused: term jump",
+        Err(Refusal::Malformed { .. }) => "refused: malformed",
+        Ok(_) | Err(_) => return,
+    };
+    state.trace.count(what);
 }
 
 /// What a reply says, in a word or two.

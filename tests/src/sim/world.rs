@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use milonga_host::{Clock, Host, Moment, Random, Tasks};
-use milonga_wire::{Address, Caller, ClusterId, Role, ServerName};
+use milonga_wire::{Address, Caller, ClusterId, Position, Role, ServerName, Term};
 use tokio::sync::Notify;
 
 use super::faults::{NetworkFaults, flip};
@@ -48,6 +48,8 @@ pub(super) struct State {
     /// Until when a lane stands still, because a request on it does.
     pub(super) held_until: BTreeMap<(NodeId, NodeId, u64), u64>,
     pub(super) trace: Trace,
+    /// The end that the first seal of each term told.
+    pub(super) seals: BTreeMap<Term, Position>,
     queue: BinaryHeap<Reverse<Due>>,
     sent: u64,
     delivered: u64,
@@ -140,6 +142,7 @@ impl World {
                 lanes: BTreeMap::new(),
                 held_until: BTreeMap::new(),
                 trace: Trace::new(print),
+                seals: BTreeMap::new(),
                 queue: BinaryHeap::new(),
                 sent: 0,
                 delivered: 0,
