@@ -472,7 +472,7 @@ async fn write_piece(
                     end: piece.span().end,
                     term: piece.term,
                 };
-                if let Err(error) = chain.settle(&[Span::one(position)], end).await {
+                if let Err(error) = Box::pin(chain.settle(&[Span::one(position)], end)).await {
                     tracing::debug!(%error, %position, "the winner is left to readers");
                 }
                 metrics::counter!("milonga_client_append_retries_total", "reason" => "taken")
@@ -494,7 +494,7 @@ async fn write_piece(
         }
         if let Err(why) = log.after(patience, piece.term, trouble).await {
             // A refusal of the first try at the head proves that nothing was written; a later one does not: look.
-            return resolve(log, patience, piece, Some(why)).await;
+            return Box::pin(resolve(log, patience, piece, Some(why))).await;
         }
         if log
             .shared
@@ -504,7 +504,7 @@ async fn write_piece(
         {
             metrics::counter!("milonga_client_append_retries_total", "reason" => "term")
                 .increment(1);
-            return resolve(log, patience, piece, None).await;
+            return Box::pin(resolve(log, patience, piece, None)).await;
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use milonga_host::{Host, Moment};
+use milonga_host::{BoxFuture, Host, Moment};
 use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{
     Address, Caller, Chain, ConfirmedEnd, Decided, Layout, LayoutRequest, Position, Report, Role,
@@ -134,6 +134,13 @@ impl Log {
     /// # Errors
     /// [`Unavailable`] if the deadline passes without a majority.
     pub async fn layout(&self) -> Result<Arc<Decided>, Unavailable> {
+        match self.shared.layouts.known() {
+            Some(known) => Ok(known),
+            None => Box::pin(self.first_layout()).await,
+        }
+    }
+
+    async fn first_layout(&self) -> Result<Arc<Decided>, Unavailable> {
         let mut patience = self.patience();
         loop {
             match self.shared.layouts.current().await {
@@ -267,7 +274,17 @@ impl Log {
     ///
     /// # Errors
     /// [`Unavailable`] if trying again does not help or the deadline has passed.
-    pub(crate) async fn after(
+    pub(crate) fn after<'a>(
+        &'a self,
+        patience: &'a mut Patience,
+        term: Term,
+        trouble: Trouble,
+    ) -> BoxFuture<'a, Result<(), Unavailable>> {
+        // In a box: trouble is rare, and what mending it takes must not make every append's future large.
+        Box::pin(self.mind(patience, term, trouble))
+    }
+
+    async fn mind(
         &self,
         patience: &mut Patience,
         term: Term,

@@ -14,6 +14,7 @@
 //!   another server to ask. While a first attempt is under way, calls wait for it within their deadline.
 //! - Q4 A connection over which nothing at all came back for a while after a deadline passed takes no more calls.
 
+mod bytes;
 mod calls;
 mod queue;
 mod replies;
@@ -28,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use ::bytes::Bytes;
 use milonga_wire::{
     Address, Caller, DecodeError, FORMAT_VERSION, Frame, Payload, Refusal, ReplyHead, RequestHead,
 };
@@ -38,6 +39,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+pub use self::bytes::{ByteReceiver, ByteSender, ByteService};
 use self::calls::{Lane, Outcome, Room};
 use self::replies::{Load, Replies};
 use crate::net::{Request, Response};
@@ -350,6 +352,14 @@ impl Transport {
         &self,
         listen: &Address,
         service: Arc<dyn Service>,
+    ) -> Result<ServerHandle, BindError> {
+        self.serve_what(listen, Served::Calls(service)).await
+    }
+
+    async fn serve_what(
+        &self,
+        listen: &Address,
+        service: Served,
     ) -> Result<ServerHandle, BindError> {
         let inner = &self.0;
         let role = inner.credentials.identity().role;
@@ -985,10 +995,16 @@ impl ServerHandle {
     }
 }
 
+/// What goes over the streams of a server.
+enum Served {
+    Calls(Arc<dyn Service>),
+    Bytes(Arc<dyn ByteService>),
+}
+
 struct Serving {
     options: TransportOptions,
     clock: Clock,
-    service: Arc<dyn Service>,
+    service: Served,
     configs: ServerConfigs,
     live: AtomicUsize,
     draining: AtomicBool,
@@ -1169,12 +1185,21 @@ impl Serve {
     }
 
     fn start(&mut self, (send, receive): (quinn::SendStream, quinn::RecvStream)) {
+        let service = match &self.serving.service {
+            Served::Calls(service) => service.clone(),
+            Served::Bytes(service) => {
+                let (send, receive) = bytes::halves(self.connection.clone(), send, receive);
+                self.running.spawn(service.serve(send, receive));
+                return;
+            }
+        };
         let replies = Arc::new(Replies::new(self.load.clone()));
         self.lanes.retain(|lane| lane.strong_count() > 0);
         self.lanes.push(Arc::downgrade(&replies));
         self.running.spawn(write_replies(replies.clone(), send));
         let reader = Reader {
             serving: self.serving.clone(),
+            service,
             caller: self.caller.clone(),
             load: self.load.clone(),
             replies,
@@ -1223,6 +1248,7 @@ async fn write_replies(replies: Arc<Replies>, mut send: quinn::SendStream) {
 
 struct Reader {
     serving: Arc<Serving>,
+    service: Arc<dyn Service>,
     caller: Arc<Caller>,
     load: Arc<Load>,
     replies: Arc<Replies>,
@@ -1271,7 +1297,7 @@ impl Reader {
                 } else {
                     let payload = frame.payload;
                     let request = Request { head, payload };
-                    self.serving.service.serve(&self.caller, request, respond);
+                    self.service.serve(&self.caller, request, respond);
                 }
                 Ok(())
             }

@@ -12,6 +12,7 @@
 //! # }
 //! ```
 
+pub mod bench;
 mod caretaker;
 pub mod cli;
 mod connect;

@@ -95,6 +95,7 @@ pub(crate) fn line(text: &str) -> Outcome {
 ///
 /// # Errors
 /// If stdout failed for another reason.
+#[allow(clippy::needless_pass_by_value)] // Fits `or_else`.
 pub(crate) fn ended(error: io::Error) -> Outcome {
     match error.kind() {
         io::ErrorKind::BrokenPipe => std::process::exit(0),

@@ -1,5 +1,7 @@
 //! What commands print and how they exit, against a real cluster.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are no tests to the lint.
+
 mod support;
 
 use std::net::UdpSocket;
@@ -165,6 +167,35 @@ fn keys_are_put_compared_scanned_and_carried_to_another_map() {
     assert_eq!(copied.out, "w\n");
     dev.run(&["kv", "delete", "k"]).done();
     dev.run(&["kv", "get", "k"]).refused(5, &[]);
+}
+
+/// Findings of an operator start here.
+#[test]
+fn every_server_serves_metrics_and_says_whether_it_is_ready() {
+    use std::io::{Read, Write};
+    let dev = Dev::start(&SMALL);
+    dev.run(&["log", "append", "x"]).done();
+    let ask = |name: &str, path: &str| {
+        let mut stream = std::net::TcpStream::connect(dev.address(name)).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    for (name, metric) in [
+        ("layout-1", "milonga_term"),
+        ("sequencer-1", "milonga_sequencer_tokens_total"),
+        ("unit-1", "milonga_logunit_writes_total"),
+    ] {
+        assert!(ask(name, "/livez").starts_with("HTTP/1.1 200"), "{name}");
+        assert!(ask(name, "/readyz").starts_with("HTTP/1.1 200"), "{name}");
+        let metrics = ask(name, "/metrics");
+        assert!(metrics.contains(metric), "{name}: {metrics}");
+    }
 }
 
 /// A watcher and a follower print what comes, as it comes.

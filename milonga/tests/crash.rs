@@ -1,13 +1,15 @@
 //! What was acknowledged is there after kill -9 of everything, and an append whose outcome nobody saw can be resumed.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are no tests to the lint.
+
 mod support;
 
 use support::Dev;
 
-fn lines(count: u32) -> String {
-    (0..count)
-        .map(|number| format!("line {number} {}\n", "x".repeat(number as usize % 90)))
-        .collect()
+fn lines(count: usize) -> String {
+    (0..count).fold(String::new(), |text, number| {
+        text + &format!("line {number} {}\n", "x".repeat(number % 90))
+    })
 }
 
 /// Design: an acknowledged entry is at its position, readable, until trimmed. Always.

@@ -1,5 +1,7 @@
 //! The cluster that other programs embed in their own tests.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use milonga::DevCluster;
 use milonga_client::ClusterConfig;
 

@@ -242,8 +242,8 @@ impl Frame {
         let start = out.len();
         out.put_bytes(0, PREFIX);
         out.put_u8(FORMAT_VERSION);
-        let written =
-            postcard::serialize_with_flavor(head, Tail(out)).map_err(|error| not_a_head(&error));
+        let written = postcard::serialize_with_flavor(head, Tail::new(out))
+            .map_err(|error| not_a_head(&error));
         let whole = out.len() - start + payload_bytes;
         let head_bytes = out.len() - start - PREFIX;
         let fits = head_bytes <= HEAD_BYTES_MAX && whole <= FRAME_BYTES_MAX;
@@ -307,23 +307,58 @@ impl Frame {
     }
 }
 
-/// Where postcard writes when a head goes straight behind what is in a buffer.
-struct Tail<'a>(&'a mut BytesMut);
+/// Where postcard writes when a head goes straight behind what is in a buffer. Ids come byte by byte, so bytes are
+/// gathered here before they go there.
+struct Tail<'a> {
+    out: &'a mut BytesMut,
+    gathered: [u8; GATHERED],
+    len: usize,
+}
+
+/// Most heads fit.
+const GATHERED: usize = 192;
+
+impl<'a> Tail<'a> {
+    fn new(out: &'a mut BytesMut) -> Self {
+        Self {
+            out,
+            gathered: [0; GATHERED],
+            len: 0,
+        }
+    }
+
+    fn flush(&mut self) {
+        self.out.extend_from_slice(&self.gathered[..self.len]);
+        self.len = 0;
+    }
+}
 
 impl Flavor for Tail<'_> {
     type Output = ();
 
     fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(data);
+        if let Some(room) = self.gathered.get_mut(self.len..self.len + data.len()) {
+            room.copy_from_slice(data);
+            self.len += data.len();
+        } else {
+            self.flush();
+            self.out.extend_from_slice(data);
+        }
         Ok(())
     }
 
+    #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.put_u8(byte);
+        if self.len == GATHERED {
+            self.flush();
+        }
+        self.gathered[self.len] = byte;
+        self.len += 1;
         Ok(())
     }
 
-    fn finalize(self) -> postcard::Result<()> {
+    fn finalize(mut self) -> postcard::Result<()> {
+        self.flush();
         Ok(())
     }
 }

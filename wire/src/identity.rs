@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -93,10 +94,10 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// What people call a server: 1 to 63 of `a-z`, `0-9`, `-` and `.`; it stands in its certificate.
+/// What people call a server: 1 to 63 of `a-z`, `0-9`, `-` and `.`; it stands in its certificate. Clones share the text.
 #[derive(Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ServerName(String);
+pub struct ServerName(Arc<str>);
 
 impl ServerName {
     /// The name as text.
@@ -112,7 +113,7 @@ impl FromStr for ServerName {
         let allowed =
             |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
         if (1..=63).contains(&text.len()) && text.bytes().all(allowed) {
-            return Ok(Self(text.to_owned()));
+            return Ok(Self(text.into()));
         }
         Err(InvalidName {
             text: text.chars().take(80).collect(),
@@ -132,7 +133,7 @@ impl TryFrom<String> for ServerName {
 
 impl From<ServerName> for String {
     fn from(name: ServerName) -> Self {
-        name.0
+        name.as_str().to_owned()
     }
 }
 
@@ -145,7 +146,7 @@ impl fmt::Display for ServerName {
 /// Where a server listens: `host:port`, the host a name, an IPv4 address, or an IPv6 address in brackets.
 #[derive(Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Address(String);
+pub struct Address(Arc<str>);
 
 impl Address {
     /// The address as text.
@@ -165,7 +166,7 @@ impl FromStr for Address {
                 && port.parse::<u16>().is_ok()
         });
         if valid {
-            return Ok(Self(text.to_owned()));
+            return Ok(Self(text.into()));
         }
         Err(InvalidName {
             text: text.chars().take(80).collect(),
@@ -185,7 +186,7 @@ impl TryFrom<String> for Address {
 
 impl From<Address> for String {
     fn from(address: Address) -> Self {
-        address.0
+        address.as_str().to_owned()
     }
 }
 

@@ -10,7 +10,7 @@ use milonga_client::{ClusterConfig, Log, Span, Term};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, wait};
 use crate::dev;
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{bytes, say};
@@ -70,7 +70,7 @@ impl Demo {
             "1. starting a cluster: 3 layout servers, 2 sequencers, 2 chains of 3 log units, a spare",
         );
         let cluster = Cluster::start(&dir)?;
-        context.wait(tour(context, &cluster, &file))
+        wait(tour(context, &cluster, &file))
     }
 
     fn file(&self) -> Outcome<PathBuf> {
@@ -82,15 +82,18 @@ impl Demo {
 
 async fn tour(context: &Context, cluster: &Cluster, path: &Path) -> Outcome {
     let log = ClusterConfig::load(&cluster.dir.join(crate::connect::FILE))?.connect()?;
-    let content = std::fs::read(path).map_err(|why| Failure::file(path, why))?;
+    let original = std::fs::read(path).map_err(|why| Failure::file(path, why))?;
     let mut summary = Summary {
         file: path.display().to_string(),
-        bytes: content.len() as u64,
+        bytes: original.len() as u64,
         ..Summary::default()
     };
     summary.terms.push(log.layout().await?.layout.term.0);
 
-    let records: Vec<Bytes> = content.chunks(RECORD).map(Bytes::copy_from_slice).collect();
+    let records: Vec<Bytes> = original
+        .chunks(RECORD)
+        .map(Bytes::copy_from_slice)
+        .collect();
     let positions = log.producer(&[]).append(&records).await?;
     summary.records = positions.len() as u64;
     let span = match (positions.first(), positions.last()) {
@@ -102,7 +105,7 @@ async fn tour(context: &Context, cluster: &Cluster, path: &Path) -> Outcome {
         path.display(),
         bytes(summary.bytes)
     ));
-    verify(&log, span, &content).await?;
+    verify(&log, span, &original).await?;
     say("3. read it back: byte for byte the same");
 
     keys(&log).await?;
@@ -127,7 +130,7 @@ async fn tour(context: &Context, cluster: &Cluster, path: &Path) -> Outcome {
         "6. killed unit-2 (SIGKILL) and started it again: a full member of term {term}"
     ));
 
-    verify(&log, span, &content).await?;
+    verify(&log, span, &original).await?;
     keys(&log).await?;
     summary.verified = true;
     say("7. everything is still there: byte for byte, key for key\n");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, wait};
 use crate::connect::DEV_DIR;
 use crate::dev::{self, Run, Shape};
 use crate::failure::Outcome;
@@ -105,7 +105,7 @@ impl Dev {
                     port_base: self.port_base,
                     in_process: self.in_process,
                 };
-                context.wait(run.until_a_signal())
+                wait(run.until_a_signal())
             }
         }
     }

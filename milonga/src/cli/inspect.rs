@@ -1,5 +1,6 @@
 //! `milonga inspect`: prints and checks a log unit's directory while nothing runs on it.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use milonga_host::fs::FsDisk;
@@ -80,7 +81,7 @@ fn text(report: &Report) -> String {
     let mut text = head + &table(&columns, report.files.iter().map(row));
     for (word, found) in [("violation", &report.violations), ("note", &report.notes)] {
         for Violation { file, offset, what } in found {
-            text += &format!("\n{word}: {file} at {offset}: {what}");
+            let _ = write!(text, "\n{word}: {file} at {offset}: {what}");
         }
     }
     text

@@ -12,6 +12,7 @@ mod log;
 mod servers;
 mod status;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -143,9 +144,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Sequencer(server) => server.run(),
         Command::Logunit(server) => server.run(),
         Command::Certs(certs) => certs.run(&context),
-        Command::Cluster(cluster) => context.wait(cluster.run(&context)),
-        Command::Log(log) => context.wait(log.run(&context)),
-        Command::Kv(kv) => context.wait(kv.run(&context)),
+        Command::Cluster(cluster) => wait(cluster.run(&context)),
+        Command::Log(log) => wait(log.run(&context)),
+        Command::Kv(kv) => wait(kv.run(&context)),
         Command::Bench(bench) => bench.run(&context),
         Command::Inspect(inspect) => inspect.run(&context),
         Command::Completions(completions) => completions.run(),
@@ -165,15 +166,16 @@ impl Context {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
             .init();
         Ok(())
     }
+}
 
-    /// Runs a command's work on a runtime of its own.
-    fn wait(&self, work: impl Future<Output = Outcome>) -> Outcome {
-        crate::serve::runtime()?.block_on(work)
-    }
+/// Runs a command's work on a runtime of its own.
+fn wait(work: impl Future<Output = Outcome>) -> Outcome {
+    crate::serve::runtime()?.block_on(work)
 }
 
 #[cfg(test)]

@@ -283,15 +283,15 @@ fn segments(layout: &Layout) -> Vec<Segment> {
 
 fn issue(
     code: &'static str,
-    subject: impl ToString,
-    text: impl ToString,
-    fix: impl ToString,
+    subject: impl Into<String>,
+    text: impl Into<String>,
+    fix: impl Into<String>,
 ) -> Issue {
     Issue {
         code,
-        subject: subject.to_string(),
-        text: text.to_string(),
-        fix: fix.to_string(),
+        subject: subject.into(),
+        text: text.into(),
+        fix: fix.into(),
     }
 }
 
@@ -333,7 +333,7 @@ fn silent(seen: &Seen) -> Option<Issue> {
     let fix = "start it, or look at its log";
     Some(issue(
         "silent",
-        &seen.listed.name,
+        seen.listed.name.as_str(),
         format!("does not answer: {why}"),
         fix,
     ))
@@ -345,7 +345,7 @@ fn replaced(seen: &Seen) -> Option<Issue> {
     (said.identity != seen.listed.identity).then(|| {
         issue(
             "replaced",
-            &seen.listed.name,
+            seen.listed.name.as_str(),
             "runs on another directory than the layout lists",
             fix,
         )
@@ -356,7 +356,7 @@ fn not_serving(seen: &Seen, sight: &Sight) -> Option<Issue> {
     let said = seen.said.as_ref().ok()?;
     let mended = "a caretaker or any control client makes the next term; \
                   or `milonga cluster rebuild-sequencer`";
-    let name = &seen.listed.name;
+    let name = seen.listed.name.as_str();
     if said.identity != seen.listed.identity {
         return None;
     }

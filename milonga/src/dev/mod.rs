@@ -252,14 +252,16 @@ impl DevBuilder {
     /// # Errors
     /// What kept a server from starting, in words.
     pub async fn start(self) -> Result<DevCluster, Failure> {
-        let (own, dir) = match self.dir {
-            Some(dir) => (None, dir),
-            None => {
-                let own = tempfile::tempdir()
-                    .map_err(|why| Failure::failed(format!("no temporary directory: {why}")))?;
-                let dir = own.path().to_owned();
-                (Some(own), dir)
-            }
+        let own = match &self.dir {
+            Some(_) => None,
+            None => Some(
+                tempfile::tempdir()
+                    .map_err(|why| Failure::failed(format!("no temporary directory: {why}")))?,
+            ),
+        };
+        let dir = match (&own, self.dir) {
+            (Some(own), _) => own.path().to_owned(),
+            (None, dir) => dir.unwrap_or_default(),
         };
         let mut supervisor = Supervisor::open(&dir, Mode::Threads, Some(self.shape), None).await?;
         let log = supervisor.start().await?;

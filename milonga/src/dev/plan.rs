@@ -103,15 +103,15 @@ impl Plan {
             (1..=count).map(move |number| (role, format!("{word}-{number}")))
         };
         let units = shape.chains * shape.replicas + shape.spares;
-        let names: Vec<(Role, String)> = named(Role::Layout, "layout", shape.layout_servers)
+        let all: Vec<(Role, String)> = named(Role::Layout, "layout", shape.layout_servers)
             .chain(named(Role::Sequencer, "sequencer", 1 + shape.standbys))
             .chain(named(Role::LogUnit, "unit", units))
             .collect();
         let base = match port_base {
             Some(base) => base,
-            None => free_ports(names.len() as u16, random)?,
+            None => free_ports(all.len() as u16, random)?,
         };
-        let servers = names
+        let servers = all
             .into_iter()
             .zip(base..)
             .map(|((role, name), port)| Planned { name, role, port });

@@ -69,6 +69,10 @@ struct Parts {
 
 /// Starts a server. Must be called inside the runtime that is to run it.
 pub(crate) async fn start(role: Role, settings: Settings) -> Outcome<Running> {
+    if settings.text("admin").is_some() {
+        // Before the service: handles that it makes earlier collect nothing.
+        admin::Metrics::install()?;
+    }
     match role {
         Role::Layout => layout::start(settings).await,
         Role::Sequencer => sequencer::start(settings).await,

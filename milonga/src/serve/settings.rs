@@ -48,6 +48,7 @@ impl Settings {
             file: file.map(Path::to_owned),
         };
         settings.spread_certs();
+        settings.complete_admin();
         Ok(settings)
     }
 
@@ -78,6 +79,19 @@ impl Settings {
                 None => failure,
             }
         })
+    }
+
+    /// A port alone is one of the loopback address, whichever service reads it.
+    fn complete_admin(&mut self) {
+        let port = match self.table.get("admin") {
+            Some(Value::String(text)) => text.parse::<u16>().ok(),
+            Some(Value::Integer(port)) => u16::try_from(*port).ok(),
+            Some(_) | None => None,
+        };
+        if let Some(port) = port {
+            let address = Value::String(format!("127.0.0.1:{port}"));
+            self.table.insert("admin".to_owned(), address);
+        }
     }
 
     fn spread_certs(&mut self) {
@@ -149,6 +163,18 @@ mod tests {
         assert_eq!(settings.text("cert"), Some("/c/u-1.pem"));
         assert_eq!(settings.text("key"), Some("/k"));
         assert_eq!(settings.table["file-bytes"].as_integer(), Some(2));
+    }
+
+    #[test]
+    fn an_admin_port_alone_is_one_of_the_loopback_address() {
+        for text in [
+            "admin = \"9701\"",
+            "admin = 9701",
+            "admin = \"127.0.0.1:9701\"",
+        ] {
+            let settings = gather(text, Table::new());
+            assert_eq!(settings.text("admin"), Some("127.0.0.1:9701"), "{text}");
+        }
     }
 
     #[test]

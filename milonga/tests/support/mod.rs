@@ -1,7 +1,7 @@
 //! Real processes for tests: the binary itself, and a dev cluster that ends with the test. Nothing here waits for time to
 //! pass: a cluster is there when it says `ready`, a process is gone when it was waited for.
 
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// The binary under test.
-pub fn milonga() -> Command {
+pub(crate) fn milonga() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_milonga"));
     command
         .env_remove("MILONGA_CLUSTER")
@@ -23,20 +23,20 @@ pub fn milonga() -> Command {
 
 /// How a run ended.
 #[derive(Debug)]
-pub struct Ran {
-    pub code: i32,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Ran {
     /// The only line of JSON that it printed.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|why| panic!("{why}: {self:?}"))
     }
 
     /// Every line of JSON that it printed.
-    pub fn lines(&self) -> Vec<Value> {
+    pub(crate) fn lines(&self) -> Vec<Value> {
         let lines = self.out.lines();
         lines
             .map(|line| serde_json::from_str(line).unwrap())
@@ -45,7 +45,7 @@ impl Ran {
 
     /// It was refused in one sentence that contains `words`, with that exit code.
     #[track_caller]
-    pub fn refused(&self, code: i32, words: &[&str]) {
+    pub(crate) fn refused(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, code, "{self:?}");
         let last = self.err.lines().next_back().unwrap_or_default();
         if code != 2 {
@@ -58,7 +58,7 @@ impl Ran {
 
     /// It did what it was asked.
     #[track_caller]
-    pub fn done(self) -> Self {
+    pub(crate) fn done(self) -> Self {
         assert_eq!(self.code, 0, "{self:?}");
         self
     }
@@ -75,40 +75,40 @@ impl From<Output> for Ran {
 }
 
 /// Runs the binary to its end.
-pub fn run(args: &[&str]) -> Ran {
+pub(crate) fn run(args: &[&str]) -> Ran {
     milonga().args(args).output().unwrap().into()
 }
 
 /// A `milonga dev` and its directory.
-pub struct Dev {
+pub(crate) struct Dev {
     home: TempDir,
     child: Child,
 }
 
 impl Dev {
     /// Starts a cluster in a new directory.
-    pub fn start(shape: &[&str]) -> Self {
+    pub(crate) fn start(shape: &[&str]) -> Self {
         let home = tempfile::tempdir().unwrap();
         let child = spawn(&home.path().join("d"), shape);
         Self { home, child }
     }
 
-    pub fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.home.path().join("d")
     }
 
     /// A file in the directory, as text for a flag.
-    pub fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.dir().join(name).to_str().unwrap().to_owned()
     }
 
     /// Runs a command on this cluster.
-    pub fn run(&self, args: &[&str]) -> Ran {
+    pub(crate) fn run(&self, args: &[&str]) -> Ran {
         self.run_as("milonga.toml", args)
     }
 
     /// The same with the certificate of another cluster file.
-    pub fn run_as(&self, file: &str, args: &[&str]) -> Ran {
+    pub(crate) fn run_as(&self, file: &str, args: &[&str]) -> Ran {
         let output = milonga()
             .arg("--cluster")
             .arg(self.dir().join(file))
@@ -118,7 +118,7 @@ impl Dev {
     }
 
     /// Runs a command that is given `input`.
-    pub fn feed(&self, args: &[&str], input: &[u8]) -> Ran {
+    pub(crate) fn feed(&self, args: &[&str], input: &[u8]) -> Ran {
         let mut command = milonga();
         command
             .arg("--cluster")
@@ -137,26 +137,26 @@ impl Dev {
     }
 
     /// `dev restart` or `dev stop`.
-    pub fn tell(&self, verb: &str, name: &str, flags: &[&str]) -> Ran {
+    pub(crate) fn tell(&self, verb: &str, name: &str, flags: &[&str]) -> Ran {
         let dir = self.file("");
         run(&[&["dev", "--dir", &dir, verb, name], flags].concat())
     }
 
     /// What `processes.json` says.
-    pub fn processes(&self) -> Vec<Value> {
+    pub(crate) fn processes(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.dir().join("processes.json")).unwrap();
         serde_json::from_str(&text).unwrap()
     }
 
     /// The port of one server.
-    pub fn address(&self, name: &str) -> String {
+    pub(crate) fn address(&self, name: &str) -> String {
         let listed = self.processes();
         let entry = listed.iter().find(|entry| entry["name"] == name).unwrap();
         entry["address"].as_str().unwrap().to_owned()
     }
 
     /// Kills every process there is, the parent first or last.
-    pub fn kill_all(&mut self, parent_first: bool) {
+    pub(crate) fn kill_all(&mut self, parent_first: bool) {
         let pids: Vec<i64> = self
             .processes()
             .iter()
@@ -174,12 +174,12 @@ impl Dev {
     }
 
     /// Starts on the same directory again.
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         self.child = spawn(&self.dir(), &[]);
     }
 
     /// Ctrl-C, and how it ended.
-    pub fn interrupt(&mut self) -> i32 {
+    pub(crate) fn interrupt(&mut self) -> i32 {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         kill_process(pid, Signal::INT).unwrap();
         self.child.wait().unwrap().code().unwrap()

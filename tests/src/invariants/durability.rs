@@ -29,9 +29,8 @@ pub fn check(history: &[Operation]) -> Vec<String> {
             };
             let wrong = match seen {
                 Seen::Data(found) => found != value,
-                Seen::Trimmed => false,
-                // Bytes of nobody are I1's.
-                Seen::Damaged => false,
+                // Trims are asked for; bytes of nobody are I1's.
+                Seen::Trimmed | Seen::Damaged => false,
                 Seen::Junk => true,
                 Seen::Unwritten => *told < read.asked,
                 // That no unit could tell in time takes nothing back; an audit in calm has to find it.

@@ -2,7 +2,7 @@
 //! no writers; it takes what it is sent, makes it durable with one write and one sync for all that wait, and says so.
 
 use std::io::IoSlice;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -67,7 +67,7 @@ impl BareArgs {
             key: self.certs.join(format!("{}.key", self.name)),
             authorities: self.certs.join("ca.pem"),
         })?;
-        let file = self.dir.map(zeroed).transpose()?;
+        let file = self.dir.as_deref().map(zeroed).transpose()?;
         let bare = Arc::new(Bare {
             next: AtomicU64::new(0),
             zeros: Bytes::from(vec![0; READ_BYTES]),
@@ -88,9 +88,9 @@ impl BareArgs {
 }
 
 /// A file whose bytes are written, so that writing them again changes no length and no map of blocks.
-fn zeroed(dir: PathBuf) -> Outcome<Arc<dyn File>> {
-    let failed = |why| Failure::file(&dir, why);
-    let disk = FsDisk::at(&dir).map_err(failed)?;
+fn zeroed(dir: &Path) -> Outcome<Arc<dyn File>> {
+    let failed = |why| Failure::file(dir, why);
+    let disk = FsDisk::at(dir).map_err(failed)?;
     let file = disk.create("bare", FILE_BYTES).map_err(failed)?;
     let zeros = vec![0; 1 << 20];
     for offset in (0..FILE_BYTES).step_by(zeros.len()) {

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use self::baseline::Bed;
 use self::load::{Load, Measured};
-use super::Context;
+use super::{Context, wait};
 use crate::failure::{Failure, Outcome};
 use crate::output::{say, table};
 
@@ -109,10 +109,10 @@ struct Configured {
 impl Bench {
     pub(super) fn run(self, context: &Context) -> Outcome {
         match self {
-            Self::Append(args) => context.wait(append(context, args)),
-            Self::Read(args) => context.wait(read(context, args)),
-            Self::Token(args) => context.wait(token(context, args)),
-            Self::Baseline(args) => context.wait(baseline(context, args)),
+            Self::Append(args) => wait(append(context, args)),
+            Self::Read(args) => wait(read(context, args)),
+            Self::Token(args) => wait(token(context, args)),
+            Self::Baseline(args) => wait(baseline(context, args)),
             Self::Bare(bare) => bare.run(),
         }
     }
@@ -133,7 +133,7 @@ async fn append(context: &Context, args: Args) -> Outcome {
     };
     print(
         context,
-        vec![Figure::new("append", measured, bare, configured)],
+        &[Figure::new("append", measured, bare, configured)],
     )
 }
 
@@ -148,13 +148,11 @@ async fn read(context: &Context, args: Args) -> Outcome {
         let first = span.start.plus(random.below(positions));
         let wanted = Span::new(first, first.plus(args.batch));
         let entries = log.read_range(wanted).await?;
-        match entries.len() as u64 == args.batch {
-            true => Ok(()),
-            false => Err(Failure::failed(format!(
-                "{} of {wanted} were read",
-                entries.len()
-            ))),
+        if entries.len() as u64 == args.batch {
+            return Ok(());
         }
+        let read = entries.len();
+        Err(Failure::failed(format!("{read} of {wanted} were read")))
     };
     let clock = &log.host().clock;
     let measured = load::run(clock, args.load(), args.batch, args.size, operation).await;
@@ -162,10 +160,7 @@ async fn read(context: &Context, args: Args) -> Outcome {
         Some(bed) => Some(bed.reads(args.load(), args.size, args.batch).await),
         None => None,
     };
-    print(
-        context,
-        vec![Figure::new("read", measured, bare, configured)],
-    )
+    print(context, &[Figure::new("read", measured, bare, configured)])
 }
 
 /// Appends what is to be read.
@@ -232,10 +227,7 @@ async fn token(context: &Context, args: Args) -> Outcome {
         Some(bed) => Some(bed.tokens(args.load()).await),
         None => None,
     };
-    print(
-        context,
-        vec![Figure::new("token", measured, bare, configured)],
-    )?;
+    print(context, &[Figure::new("token", measured, bare, configured)])?;
     say("filling the positions that were taken");
     let mut rest = Span::new(begins, log.end().await?.counter.max(begins));
     while !rest.is_empty() {
@@ -271,15 +263,15 @@ async fn baseline(context: &Context, args: Args) -> Outcome {
         figure("commit", bed.commits(load, args.size, args.batch).await),
         figure("append", bed.appends(load, args.size, args.batch).await),
     ];
-    print(context, figures)
+    print(context, &figures)
 }
 
-fn print(context: &Context, figures: Vec<Figure>) -> Outcome {
+fn print(context: &Context, figures: &[Figure]) -> Outcome {
     let head = [
         "BENCH", "OPS/S", "MB/S", "P50 US", "P90", "P99", "P999", "MAX", "ERRORS", "RATIO",
     ];
     if context.output.is_json() {
-        return context.output.list(&figures, &head, Figure::row);
+        return context.output.list(figures, &head, Figure::row);
     }
     let bare = figures.iter().filter_map(|figure| {
         let bare = figure.baseline.as_ref()?;

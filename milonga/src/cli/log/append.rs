@@ -14,7 +14,7 @@ use milonga_wire::StreamId;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::Context;
+use super::{Context, Stream};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::progress;
 
@@ -33,8 +33,8 @@ pub(crate) struct Append {
     #[arg(long, value_name = "FILE|-")]
     lines: Option<PathBuf>,
     /// A stream that the records belong to.
-    #[arg(long = "stream", value_parser = super::stream, value_name = "S")]
-    streams: Vec<StreamId>,
+    #[arg(long = "stream", value_name = "S")]
+    streams: Vec<Stream>,
     /// Finds out about an append whose outcome was unknown; with the same input, appends what is missing.
     #[arg(long, value_name = "STAMP")]
     resume: Option<Stamp>,
@@ -124,7 +124,8 @@ impl Append {
 
     /// Appends the input behind its first `skip` lines.
     async fn append(self, log: &Log, skip: u64, done: &mut Done) -> Outcome {
-        let mut producer = log.producer(&self.streams);
+        let streams: Vec<StreamId> = self.streams.iter().map(|stream| stream.0).collect();
+        let mut producer = log.producer(&streams);
         let mut before = skip;
         match (self.data, self.lines) {
             (Some(data), _) if skip == 0 => {
@@ -157,9 +158,9 @@ impl Done {
     ) -> Outcome {
         match producer.append(lines).await {
             Ok(positions) => {
-                positions
-                    .into_iter()
-                    .for_each(|position| self.note(position));
+                for position in positions {
+                    self.note(position);
+                }
                 *before += lines.len() as u64;
                 Ok(())
             }
@@ -302,8 +303,9 @@ fn read_ahead(file: &Path, skip: u64) -> Outcome<mpsc::Receiver<io::Result<Batch
     std::thread::spawn(move || {
         loop {
             let batch = lines.batch();
-            let ended = !matches!(&batch, Ok(batch) if !batch.lines.is_empty());
-            if ended && batch.is_ok() || send.blocking_send(batch).is_err() || ended {
+            let ended = matches!(&batch, Ok(batch) if batch.lines.is_empty());
+            let failed = batch.is_err();
+            if ended || send.blocking_send(batch).is_err() || failed {
                 return;
             }
         }
@@ -358,7 +360,7 @@ mod tests {
 
     #[test]
     fn lines_are_cut_into_batches_without_their_ends() {
-        let text: String = (0..5_000).map(|n| format!("line {n}\n")).collect();
+        let text: String = (0..5_000).fold(String::new(), |text, n| text + &format!("line {n}\n"));
         let input: Box<dyn Read + Send> = Box::new(io::Cursor::new(text));
         let mut lines = Lines {
             reader: BufReader::new(input),

@@ -3,6 +3,7 @@
 mod append;
 mod read;
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -181,6 +182,15 @@ fn kind(entry: &Entry) -> &'static str {
 }
 
 /// A stream's id, or the id of its name.
-fn stream(text: &str) -> Result<StreamId, std::convert::Infallible> {
-    Ok(text.parse().unwrap_or_else(|_| StreamId::of_name(text)))
+#[derive(Copy, Clone, Debug)]
+struct Stream(StreamId);
+
+impl FromStr for Stream {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(
+            text.parse().unwrap_or_else(|_| StreamId::of_name(text)),
+        ))
+    }
 }

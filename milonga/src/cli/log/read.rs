@@ -9,7 +9,7 @@ use milonga_client::{Entry, EntryKind, Log};
 use milonga_wire::{Before, Position, Span, StreamId};
 use serde::Serialize;
 
-use super::{Context, kind};
+use super::{Context, Stream, kind};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{ended, json};
 
@@ -22,8 +22,8 @@ pub(crate) struct Read {
     #[arg(value_name = "FROM[..TO]")]
     range: Range,
     /// Only what belongs to this stream.
-    #[arg(long, value_parser = super::stream, value_name = "S")]
-    stream: Option<StreamId>,
+    #[arg(long, value_name = "S")]
+    stream: Option<Stream>,
     /// Prints the bytes of each record and a line end, nothing else.
     #[arg(long)]
     raw: bool,
@@ -38,8 +38,8 @@ pub(crate) struct Follow {
     #[arg(long, value_name = "P")]
     from: Option<u64>,
     /// Only what belongs to this stream.
-    #[arg(long, value_parser = super::stream, value_name = "S")]
-    stream: Option<StreamId>,
+    #[arg(long, value_name = "S")]
+    stream: Option<Stream>,
     /// Prints the bytes of each record and a line end, nothing else.
     #[arg(long)]
     raw: bool,
@@ -85,8 +85,9 @@ impl Read {
         let log = context
             .cluster
             .connect_with(|options| options.settle = !self.no_fill)?;
-        let mut printer = Printer::new(context, self.raw, self.stream);
-        match (self.range, self.stream) {
+        let stream = self.stream.map(|stream| stream.0);
+        let mut printer = Printer::new(context, self.raw, stream);
+        match (self.range, stream) {
             (Range::One(position), _) => printer.one(log.read(position).await?)?,
             (Range::Many(from, to), None) => {
                 let span = Span::new(from, to.unwrap_or(Position(u64::MAX)));
@@ -107,8 +108,8 @@ async fn read_all(log: &Log, span: Span, printer: &mut Printer) -> Outcome {
         let rest = Span::new(last.position.next(), span.end.max(last.position.next()));
         let next = log.read_some(rest);
         let print = async { printer.all(&entries) };
-        let (next, printed) = tokio::join!(biased; next, print);
-        printed?;
+        let (next, done) = tokio::join!(biased; next, print);
+        done?;
         entries = next?;
     }
     Ok(())
@@ -145,15 +146,15 @@ impl Follow {
             Some(from) => Position(from),
             None => log.end().await?.position,
         };
-        let mut printer = Printer::new(context, self.raw, self.stream);
+        let stream = self.stream.map(|stream| stream.0);
+        let mut printer = Printer::new(context, self.raw, stream);
         let mut follower = log.follow(from);
         loop {
-            match follower.next_ready().await? {
-                Some(entry) => printer.all(&[entry])?,
-                None => {
-                    printer.flush()?;
-                    printer.all(&[follower.next().await?])?;
-                }
+            if let Some(entry) = follower.next_ready().await? {
+                printer.all(&[entry])?;
+            } else {
+                printer.flush()?;
+                printer.all(&[follower.next().await?])?;
             }
         }
     }
