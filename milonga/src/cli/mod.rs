@@ -93,8 +93,13 @@ enum Command {
     /// Puts and gets keys of a replicated map.
     Kv(kv::Kv),
     /// Measures, with the ratio to a bare baseline.
-    #[command(subcommand)]
-    Bench(bench::Bench),
+    Bench(Box<crate::bench::Args>),
+    /// Runs a bare server, for `bench`.
+    #[command(
+        hide = true,
+        after_help = "Example: started by `milonga bench` itself."
+    )]
+    BenchNode(crate::bench::NodeArgs),
     /// Prints and checks a server's directory while it is stopped.
     Inspect(inspect::Inspect),
     /// Prints a completion script for a shell.
@@ -147,7 +152,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Cluster(cluster) => wait(cluster.run(&context)),
         Command::Log(log) => wait(log.run(&context)),
         Command::Kv(kv) => wait(kv.run(&context)),
-        Command::Bench(bench) => bench.run(&context),
+        Command::Bench(args) => wait(bench::run(&args, &context)),
+        Command::BenchNode(args) => bench::node(&args),
         Command::Inspect(inspect) => inspect.run(&context),
         Command::Completions(completions) => completions.run(),
     }
