@@ -1,51 +1,57 @@
-//! `milonga bench`: runs what [`crate::bench`] measures, and prints it.
+//! `milonga bench`: measures the cluster, and beside it the same machine with nothing in between.
 
-use super::Context;
-use crate::bench::{self, Args, NodeArgs, What};
-use crate::failure::{Failure, Outcome};
-use crate::output::say;
+use std::sync::Arc;
+use std::time::Duration;
 
-pub(super) async fn run(args: &Args, context: &Context) -> Outcome {
-    let report = match &args.what {
-        What::Baseline(baseline) => bench::baseline(&host(), baseline).await?,
-        What::Append(_) | What::Read(_) => bench::run(&context.cluster.connect()?, args).await?,
-        What::Token(_) => {
-            let log = context.cluster.connect()?;
-            let report = bench::run(&log, args).await?;
-            say("the positions that were taken are left as holes; readers fill them");
-            report
-        }
-    };
-    context.output.one(&report, || report.text())
+use milonga_host::net::{Request, Response};
+use milonga_host::{BoxFuture, CallError, Clock, Host, Network, Peer, Random, Tasks};
+
+use super::{Context, wait};
+use crate::bench::{self, What};
+use crate::failure::Outcome;
+
+/// What is measured.
+#[derive(Debug, clap::Args)]
+pub(super) struct Bench {
+    #[command(flatten)]
+    args: bench::Args,
 }
 
-/// Runs one bare server, for whoever measures.
-pub(super) fn node(args: &NodeArgs) -> Outcome {
-    bench::node(args).map_err(|why| Failure::failed(format!("a bare server: {why}")))
-}
-
-/// What the machine gives, without a cluster's certificate: the bare servers have their own.
-fn host() -> milonga_host::Host {
-    milonga_host::Host {
-        net: std::sync::Arc::new(Nobody),
-        clock: milonga_host::Clock::real(),
-        random: milonga_host::Random::real(),
-        tasks: milonga_host::Tasks::new(),
+impl Bench {
+    pub(super) fn run(self, context: &Context) -> Outcome {
+        wait(async {
+            let report = match &self.args.what {
+                What::Baseline(args) => bench::baseline(&alone(), args).await?,
+                What::Append(_) | What::Read(_) | What::Token(_) => {
+                    bench::run(&context.cluster.connect()?, &self.args).await?
+                }
+            };
+            context.output.one(&report, || report.text())
+        })
     }
 }
 
-/// A network without anybody: a baseline calls through a transport of its own.
+/// The machine without a cluster: a baseline needs no certificate, and calls through a transport of its own.
+fn alone() -> Host {
+    Host {
+        net: Arc::new(Nobody),
+        clock: Clock::real(),
+        random: Random::real(),
+        tasks: Tasks::new(),
+    }
+}
+
+/// A network without anybody.
 struct Nobody;
 
-impl milonga_host::Network for Nobody {
+impl Network for Nobody {
     fn call<'a>(
         &'a self,
-        peer: &'a milonga_host::Peer,
-        _: milonga_host::net::Request,
-        _: std::time::Duration,
-    ) -> milonga_host::BoxFuture<'a, Result<milonga_host::net::Response, milonga_host::CallError>>
-    {
-        let not_sent = milonga_host::CallError::NotSent {
+        peer: &'a Peer,
+        _: Request,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<Response, CallError>> {
+        let not_sent = CallError::NotSent {
             peer: peer.to_string(),
             why: "this host has no network".to_owned(),
         };

@@ -93,11 +93,11 @@ enum Command {
     /// Puts and gets keys of a replicated map.
     Kv(kv::Kv),
     /// Measures, with the ratio to a bare baseline.
-    Bench(Box<crate::bench::Args>),
-    /// Runs a bare server, for `bench`.
+    Bench(bench::Bench),
+    /// Is one bare server of a baseline.
     #[command(
         hide = true,
-        after_help = "Example: started by `milonga bench` itself."
+        after_help = "Example: `milonga bench` starts it by itself."
     )]
     BenchNode(crate::bench::NodeArgs),
     /// Prints and checks a server's directory while it is stopped.
@@ -152,8 +152,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Cluster(cluster) => wait(cluster.run(&context)),
         Command::Log(log) => wait(log.run(&context)),
         Command::Kv(kv) => wait(kv.run(&context)),
-        Command::Bench(args) => wait(bench::run(&args, &context)),
-        Command::BenchNode(args) => bench::node(&args),
+        Command::Bench(bench) => bench.run(&context),
+        Command::BenchNode(node) => Ok(crate::bench::node(&node)?),
         Command::Inspect(inspect) => inspect.run(&context),
         Command::Completions(completions) => completions.run(),
     }

@@ -29,12 +29,11 @@ pub fn check(history: &[Operation]) -> Vec<String> {
             };
             let wrong = match seen {
                 Seen::Data(found) => found != value,
-                // Trims are asked for; bytes of nobody are I1's.
-                Seen::Trimmed | Seen::Damaged => false,
                 Seen::Junk => true,
                 Seen::Unwritten => *told < read.asked,
-                // That no unit could tell in time takes nothing back; an audit in calm has to find it.
-                Seen::Unknown => false,
+                // Trims are asked for; bytes of nobody are I1's; that no unit could tell in time takes nothing back, an
+                // audit in calm has to find it.
+                Seen::Trimmed | Seen::Damaged | Seen::Unknown => false,
             };
             if wrong {
                 violations.push(format!(

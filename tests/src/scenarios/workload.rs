@@ -220,14 +220,15 @@ impl Client {
                 why,
             } => {
                 self.count("append: unknown", &why);
+                let first = first_of_run(&positions, &saved);
                 let mut fates = known(positions);
                 for placed in &saved.placed {
                     for record in placed.record..placed.record + placed.count {
-                        fates[record as usize] = Fate::Open;
+                        fates[first + record as usize] = Fate::Open;
                     }
                 }
                 if chance(&self.random, 700_000) {
-                    self.resume(&saved, &mut fates).await;
+                    self.resume(&saved, &mut fates[first..]).await;
                 }
                 (Told::Fates(fates), false)
             }
@@ -329,6 +330,15 @@ impl Client {
         };
         self.workload.history.tell(&asked, told);
     }
+}
+
+/// Which record of a call is the first of the run that `saved` counts its records in: an ordered producer makes several
+/// runs of one call, one after the other, so all that lies before the first open record is appended.
+fn first_of_run(positions: &[Option<Position>], saved: &SavedAppend) -> usize {
+    let open = positions.iter().position(Option::is_none);
+    let counted = saved.placed.iter().map(|placed| placed.record).min();
+    open.unwrap_or_default()
+        .saturating_sub(counted.unwrap_or_default() as usize)
 }
 
 /// What an entry shows.
