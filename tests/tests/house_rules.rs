@@ -59,10 +59,14 @@ const SIMULATED: [&str; 5] = [
     "client/src/",
 ];
 
+/// Lines that a file may have before its tests.
 const LINES_MAX: usize = 700;
 
 /// Files over [`LINES_MAX`], each with its reason.
-const LONG: [(&str, &str); 0] = [];
+const LONG: [(&str, &str); 1] = [(
+    "host/src/quic.rs",
+    "the one file that may name quinn; what needs no name of it lies in host/src/quic/",
+)];
 
 /// A file of the repository.
 struct File {
@@ -100,8 +104,14 @@ impl File {
         let mut folders = self.path.split('/').rev();
         let name = folders.next().unwrap_or_default();
         self.path.starts_with("tests/")
-            || matches!(name, "tests.rs" | "testing.rs")
-            || folders.any(|folder| matches!(folder, "tests" | "benches" | "examples" | "fuzz"))
+            || name.ends_with("tests.rs")
+            || name == "testing.rs"
+            || folders.any(|folder| {
+                matches!(
+                    folder,
+                    "tests" | "testing" | "benches" | "examples" | "fuzz"
+                )
+            })
     }
 
     /// Its code: comments and the insides of strings blanked, lines kept.
@@ -264,7 +274,7 @@ fn time_and_chance_come_from_the_host(file: &File) -> Vec<String> {
     }
     let words = [
         "Instant::now",
-        "SystemTime",
+        "SystemTime::now",
         "tokio::time",
         "rand",
         "getrandom",
@@ -274,7 +284,7 @@ fn time_and_chance_come_from_the_host(file: &File) -> Vec<String> {
 }
 
 fn simulated_code_starts_no_threads(file: &File) -> Vec<String> {
-    if !file.is_rust() || !file.lies_in(&SIMULATED) {
+    if !file.is_rust() || !file.lies_in(&SIMULATED) || file.is_test() {
         return vec![];
     }
     let words = [
@@ -319,7 +329,7 @@ fn nothing_is_left_unfinished(file: &File) -> Vec<String> {
         return vec![];
     }
     let macros = ["todo!", "unimplemented!", "dbg!"];
-    let mut findings = file.lines_with(&file.code(), &macros, "finish it");
+    let mut findings = file.lines_with(&file.code_without_tests(), &macros, "finish it");
     findings.extend(file.lines_with(
         &file.text,
         &["FIXME", "TODO", "XXX"],
@@ -341,7 +351,9 @@ fn only_tests_unwrap(file: &File) -> Vec<String> {
 }
 
 fn every_file_says_what_it_is(file: &File) -> Vec<String> {
-    let silent = file.is_rust() && !file.text.starts_with("//! ");
+    // Tests beside the file that they test are named after it.
+    let beside = file.path.ends_with("tests.rs") && file.path.contains("/src/");
+    let silent = file.is_rust() && !beside && !file.text.starts_with("//! ");
     silent
         .then(|| file.at(1, "starts with no `//!`"))
         .into_iter()
@@ -349,7 +361,10 @@ fn every_file_says_what_it_is(file: &File) -> Vec<String> {
 }
 
 fn no_file_is_long_without_a_reason(file: &File) -> Vec<String> {
-    let lines = file.text.lines().count();
+    let lines = match file.is_test() {
+        true => 0,
+        false => file.code_without_tests().lines().count(),
+    };
     let reason = LONG.iter().any(|(path, _)| *path == file.path);
     match (file.is_rust(), lines > LINES_MAX) {
         (true, true) if !reason => vec![file.at(lines, &format!("{lines} lines and no reason"))],
@@ -374,13 +389,14 @@ fn things_have_one_name(file: &File) -> Vec<String> {
     let mut findings = vec![];
     for (index, line) in code.lines().enumerate() {
         let names = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+        let names = names.filter(|name| !name.contains("unix_epoch"));
         for part in names.flat_map(parts_of_name) {
             if let Some((_, word)) = INSTEAD.iter().find(|(other, _)| *other == part) {
                 findings.push(file.at(index + 1, &format!("`{part}`: the word is {word}")));
             }
         }
-        if contains_word(line, "Manager") || line.contains("fn get_") {
-            findings.push(file.at(index + 1, "a name that says nothing: `Manager`, `get_`"));
+        if contains_word(line, "Manager") {
+            findings.push(file.at(index + 1, "a name that says nothing: `Manager`"));
         }
     }
     let name = file.path.rsplit('/').next().unwrap_or_default();
