@@ -361,9 +361,10 @@ fn every_file_says_what_it_is(file: &File) -> Vec<String> {
 }
 
 fn no_file_is_long_without_a_reason(file: &File) -> Vec<String> {
-    let lines = match file.is_test() {
-        true => 0,
-        false => file.code_without_tests().lines().count(),
+    let lines = if file.is_test() {
+        0
+    } else {
+        file.code_without_tests().lines().count()
     };
     let reason = LONG.iter().any(|(path, _)| *path == file.path);
     match (file.is_rust(), lines > LINES_MAX) {

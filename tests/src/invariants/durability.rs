@@ -29,7 +29,6 @@ pub fn check(history: &[Operation]) -> Vec<String> {
             };
             let wrong = match seen {
                 Seen::Data(found) => found != value,
-                // Trims are asked for; bytes of nobody are I1's.
                 Seen::Junk => true,
                 Seen::Unwritten => *told < read.asked,
                 // That no unit could tell in time takes nothing back; an audit in calm has to find it. Damaged is I1's.
