@@ -1,3 +1,5 @@
+//! The acceptor's rules, a sentence each.
+
 use milonga_wire::{
     Acceptance, Chain, Incarnation, Origin, Position, Segment, Server, ServerName, Settings,
 };

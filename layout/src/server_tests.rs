@@ -1,3 +1,5 @@
+//! The layout server's shell: durable before answered.
+
 use std::time::Duration;
 
 use milonga_host::{BoxFuture, CallError, Network, Peer, Random, Tasks};

@@ -1,3 +1,5 @@
+//! What the acceptor's store keeps through crashes.
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 

@@ -118,3 +118,39 @@ fn an_append_whose_outcome_is_unknown_prints_a_stamp_that_any_process_resumes() 
         assert_eq!(again.json()["first"], position);
     }
 }
+
+/// Design 6.9: beside the layout servers a caretaker acts, so that clients without a control certificate carry on.
+#[test]
+fn a_caretaker_makes_the_next_term_when_only_writers_are_left_to_notice() {
+    let dev = Dev::start(&[
+        "--chains",
+        "1",
+        "--replicas",
+        "2",
+        "--standbys",
+        "1",
+        "--spares",
+        "0",
+    ]);
+    let writer = ["--deadline", "60s", "log", "append", "-o", "json"];
+    dev.run_as("writer.toml", &[&writer[..], &["before"]].concat())
+        .done();
+    dev.tell("stop", "sequencer-1", &["--kill"]).done();
+
+    let after = dev
+        .run_as("writer.toml", &[&writer[..], &["after"]].concat())
+        .done();
+
+    assert!(after.json()["first"].as_u64() >= Some(1));
+    let layouts = dev
+        .run(&["cluster", "layouts", "-o", "json"])
+        .done()
+        .lines();
+    assert!(layouts.len() >= 2, "{layouts:?}");
+    assert!(
+        layouts[1..]
+            .iter()
+            .all(|layout| layout["by"] == "caretaker"),
+        "{layouts:?}"
+    );
+}

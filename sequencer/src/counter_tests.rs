@@ -1,3 +1,5 @@
+//! The counter's rules, a sentence each.
+
 use milonga_wire::{Acceptance, Chain, Layout, Origin, Rank, Segment, Server, Settings};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The sequencer's shell: rounds of confirmation, on a paused clock and a network in memory.
+
 use std::time::Duration;
 
 use milonga_host::net::PeerKind;

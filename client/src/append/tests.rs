@@ -1,3 +1,5 @@
+//! Appends: three outcomes, one entry, whatever is lost on the way.
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! Following, on a cluster in memory.
+
 use milonga_wire::Role;
 
 use super::*;

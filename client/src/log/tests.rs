@@ -1,3 +1,5 @@
+//! What a client does after trouble, on a cluster in memory.
+
 use milonga_wire::{Refusal, Term};
 
 use super::*;

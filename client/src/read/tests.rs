@@ -1,3 +1,5 @@
+//! Reads: holes, ends and spreading, on a cluster in memory.
+
 use std::time::Duration;
 
 use milonga_wire::{Report, Role, Term, UnitRequest};

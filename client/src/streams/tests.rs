@@ -1,3 +1,5 @@
+//! Streams: walks prove themselves, scans are told what they miss.
+
 use milonga_wire::Role;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Trims and fills, on a cluster in memory.
+
 use milonga_wire::{Role, Term};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The unit's shell: batches, drains and failures, on a paused clock.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

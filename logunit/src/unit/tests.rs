@@ -1,3 +1,5 @@
+//! The unit's rules, a sentence each, and a property against the reference.
+
 use bytes::Bytes;
 use milonga_wire::limits::{FILL_POSITIONS_MAX, READ_ANSWERS_MAX, WINDOW_POSITIONS};
 use milonga_wire::{

@@ -233,7 +233,7 @@ mod tests {
             _: Duration,
         ) -> milonga_host::BoxFuture<'a, Result<milonga_host::net::Response, milonga_host::CallError>>
         {
-            unimplemented!("no call is made")
+            unreachable!("no call is made")
         }
     }
 

@@ -93,8 +93,10 @@ enum Command {
     /// Puts and gets keys of a replicated map.
     Kv(kv::Kv),
     /// Measures, with the ratio to a bare baseline.
-    #[command(subcommand)]
     Bench(bench::Bench),
+    /// Is one bare server of a baseline.
+    #[command(hide = true)]
+    BenchNode(crate::bench::NodeArgs),
     /// Prints and checks a server's directory while it is stopped.
     Inspect(inspect::Inspect),
     /// Prints a completion script for a shell.
@@ -148,6 +150,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Log(log) => wait(log.run(&context)),
         Command::Kv(kv) => wait(kv.run(&context)),
         Command::Bench(bench) => bench.run(&context),
+        Command::BenchNode(node) => Ok(crate::bench::node(&node)?),
         Command::Inspect(inspect) => inspect.run(&context),
         Command::Completions(completions) => completions.run(),
     }

@@ -149,7 +149,7 @@ impl Supervisor {
         self.list()?;
         let log = ClusterConfig::load(&self.cluster_file())?.connect()?;
         let began = self.clock.now();
-        while let Err(failure) = self.get_ready(&log).await {
+        while let Err(failure) = self.make_ready(&log).await {
             if self.clock.now().since(began) > READY_WITHIN {
                 return Err(failure.about("the cluster did not get ready"));
             }
@@ -160,7 +160,7 @@ impl Supervisor {
     }
 
     /// Decides the first layout if there is none, and puts a term to work that lists every server as it runs now.
-    async fn get_ready(&mut self, log: &Log) -> Outcome {
+    async fn make_ready(&mut self, log: &Log) -> Outcome {
         if !self.plan.initialised {
             reconfigure::init(log, &self.plan.genesis()).await?;
             self.plan.initialised = true;

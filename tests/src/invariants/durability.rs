@@ -31,8 +31,9 @@ pub fn check(history: &[Operation]) -> Vec<String> {
                 Seen::Data(found) => found != value,
                 Seen::Junk => true,
                 Seen::Unwritten => *told < read.asked,
-                // That no unit could tell in time takes nothing back; an audit in calm has to find it. Damaged is I1's.
-                Seen::Unknown | Seen::Trimmed | Seen::Damaged => false,
+                // Trims are asked for; bytes of nobody are I1's; that no unit could tell in time takes nothing back, an
+                // audit in calm has to find it.
+                Seen::Trimmed | Seen::Damaged | Seen::Unknown => false,
             };
             if wrong {
                 violations.push(format!(

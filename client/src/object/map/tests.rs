@@ -1,3 +1,5 @@
+//! The map, on a cluster in memory.
+
 use std::time::Duration;
 
 use futures_util::future::join_all;
