@@ -50,6 +50,23 @@ async fn the_end_tells_the_last_positions_of_streams() {
     assert_eq!(before(&end, 0), known(&[5, 4, 3, 2]));
 }
 
+/// A proposer that died when only its seal of the sequencer had arrived left a log that issued nothing any more, and every
+/// other client thought the cluster well.
+#[tokio::test(start_paused = true)]
+async fn a_control_client_finishes_a_term_that_only_the_sequencer_is_sealed_for() {
+    let cluster = Cluster::new(1, 1, 1);
+    let log = cluster.client(Role::Control);
+    log.append("a", &[]).await.unwrap();
+    let layout = cluster.layout();
+    let next = layout.term.next();
+    let calls = &log.shared.calls;
+    let sealed = calls.sequencer(&layout.sequencer, next, SequencerRequest::Seal);
+    sealed.await.unwrap();
+
+    assert_eq!(log.append("b", &[]).await.unwrap(), Position(1));
+    assert_eq!(cluster.layout().term, next);
+}
+
 /// A restarted sequencer issues nothing until a new term names it; any control client sees to that by itself.
 #[tokio::test(start_paused = true)]
 async fn a_control_client_mends_a_restarted_sequencer() {

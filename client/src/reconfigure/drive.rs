@@ -65,7 +65,7 @@ pub enum ChangeError {
 enum Look {
     /// Every server runs as the layout lists it.
     Well,
-    /// A layout of the next term was accepted, or a unit is sealed for it: someone is at it, or died over it.
+    /// A layout of the next term was accepted, or a unit or the sequencer is sealed for it: someone is at it, or died over it.
     HalfDone,
     /// A unit or the sequencer runs in another process start than the layout lists.
     Restarted,
@@ -119,7 +119,8 @@ async fn look(log: &Log) -> Result<(Decided, Look), ChangeError> {
         .standings
         .iter()
         .any(|standing| standing.accepted.is_some());
-    let sealed_ahead = units.iter().flatten().any(|unit| unit.term > layout.term);
+    let mut servers = units.iter().chain(std::iter::once(&sequencer)).flatten();
+    let sealed_ahead = servers.any(|server| server.term > layout.term);
     let other_start = |listed: &Server, found: &Result<Description, Failure>| {
         found
             .as_ref()

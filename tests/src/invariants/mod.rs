@@ -7,6 +7,7 @@
 //! - I5 The end lies above everything acknowledged or seen before, and never falls for a client ([`end`]).
 //! - I6 What was seen settled never becomes unwritten again ([`settled`]).
 //! - I7 Only what a trim named is trimmed, and after a trim it is ([`trim`]).
+//! - I8 Units of one chain hold the same ([`replicas`]; this one looks at the units, not at a history).
 //!
 //! They judge by real time: an operation that was asked after another was told has to see it. What is open binds nobody.
 
@@ -15,6 +16,7 @@ pub mod durability;
 pub mod end;
 pub mod exactly_once;
 pub mod order;
+pub mod replicas;
 pub mod settled;
 pub mod trim;
 

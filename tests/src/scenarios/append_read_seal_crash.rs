@@ -11,6 +11,7 @@ use milonga_host::BoxFuture;
 use milonga_wire::{Position, Role};
 
 use super::cluster::{Cluster, Shape, log};
+use super::inspection::inspect;
 use super::workload::{Client, ClientMachine, Workload};
 use crate::history::{History, Operation, Seen};
 use crate::invariants;
@@ -126,5 +127,6 @@ async fn audit(world: &World, workload: &Workload, cluster: &Cluster) {
         {
             world.violation(format!("{name} cannot mend: {error}"));
         }
+        inspect(world, &log, end).await;
     }
 }

@@ -3,6 +3,7 @@
 pub mod append_read_seal_crash;
 pub mod cluster;
 pub mod echo;
+pub mod inspection;
 pub mod workload;
 
 use crate::sim::Scenario;

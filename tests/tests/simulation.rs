@@ -1,0 +1,40 @@
+//! A fixed set of simulated runs, for every change; fresh seeds are run by `.ci/run`.
+
+use tests::scenarios;
+use tests::sim::{Profile, run};
+
+/// Plays seeds `from` to `to` of a scenario.
+fn hold(scenario: &str, profile: &str, from: u64, to: u64) {
+    let play = scenarios::named(scenario).expect("a scenario of that name");
+    for seed in from..to {
+        let outcome = run(seed, profile, play, false).expect("a profile of that name");
+        assert!(
+            outcome.violations.is_empty(),
+            "{:#?}\nreplay: SIM_TRACE=1 cargo run -p tests --bin sim -- \
+             --scenario {scenario} --profile {profile} --seeds 1 --from {seed}",
+            outcome.violations
+        );
+    }
+}
+
+/// N1, N2, N3: what everything above the network relies on holds on the simulated one.
+#[test]
+fn the_simulated_network_keeps_the_promises_of_the_real_one() {
+    for profile in Profile::NAMES {
+        hold("echo", profile, 1, 9);
+    }
+}
+
+/// I1 to I8.
+#[test]
+fn the_log_keeps_its_invariants_while_everything_fails() {
+    hold("append_read_seal_crash", "swarm", 1, 61);
+}
+
+/// I1 to I8, one kind of trouble at a time: where everything fails at once, some failures hide behind others.
+#[test]
+fn the_log_keeps_its_invariants_under_each_kind_of_trouble() {
+    for profile in ["calm", "network", "crash"] {
+        hold("append_read_seal_crash", profile, 1, 16);
+    }
+}
