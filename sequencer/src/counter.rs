@@ -18,8 +18,8 @@ use milonga_wire::limits::{
     BACKPOINTERS, RUN_RECORDS_MAX, STREAM_TAILS_PAGE_MAX, STREAMS_PER_ENTRY_MAX,
 };
 use milonga_wire::{
-    Before, ClusterId, Decided, Identity, Incarnation, Position, Refusal, SequencerReply, StreamId,
-    StreamLink, StreamTail, Term, Token,
+    Before, BootstrapPage, ClusterId, Decided, Identity, Incarnation, Position, Refusal,
+    SequencerReply, StreamId, StreamLink, Term, Token,
 };
 
 use crate::streams::Streams;
@@ -29,23 +29,6 @@ const DRIVERS_MAX: usize = 4;
 
 /// Pages in one bootstrap.
 const PAGES_MAX: u32 = 1 << 20;
-
-/// One page of a bootstrap, as [`milonga_wire::SequencerRequest::Bootstrap`] carries it.
-#[derive(Clone, Debug)]
-pub struct Page {
-    /// The layout of the term, with its proof.
-    pub decided: Box<Decided>,
-    /// Whether the tails are of every stream there is.
-    pub complete: bool,
-    /// Which attempt this page belongs to.
-    pub driver: [u8; 16],
-    /// Which page this is, from 0.
-    pub page: u32,
-    /// Whether it is the last.
-    pub last: bool,
-    /// Stream tails.
-    pub tails: Vec<StreamTail>,
-}
 
 /// Where a counter stands.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -219,7 +202,7 @@ impl Counter {
     /// [`Refusal::StaleTerm`], [`Refusal::WrongServer`] or [`Refusal::WrongIncarnation`] if the layout is not for this
     /// process start now; [`Refusal::TermJump`] as [`Counter::seal`]; [`Refusal::Malformed`] for a page that
     /// contradicts itself, its layout or its driver's other pages: begin again with another driver id.
-    pub fn bootstrap(&mut self, term: Term, page: &Page) -> Result<bool, Refusal> {
+    pub fn bootstrap(&mut self, term: Term, page: &BootstrapPage) -> Result<bool, Refusal> {
         self.check_layout(term, &page.decided)?;
         if term < self.term {
             return Err(self.not_serving(term));
@@ -400,7 +383,7 @@ impl Counter {
     }
 
     /// Adds a page to what its driver sent before.
-    fn take_page(&mut self, page: &Page) -> Result<(), Refusal> {
+    fn take_page(&mut self, page: &BootstrapPage) -> Result<(), Refusal> {
         let known = self
             .drivers
             .iter()
@@ -447,7 +430,7 @@ impl Counter {
 }
 
 impl Driver {
-    fn take(&mut self, page: &Page) -> Result<(), Refusal> {
+    fn take(&mut self, page: &BootstrapPage) -> Result<(), Refusal> {
         let beyond_last = self.last.is_some_and(|last| page.page > last);
         let last_moves = page.last && self.last.is_some_and(|last| page.page != last);
         let behind = page.last
@@ -504,7 +487,7 @@ fn check_streams(streams: &[StreamId]) -> Result<(), Refusal> {
 }
 
 /// Tails fall, from below the segment that the term opens: whatever was held when the term was sealed lies below it.
-fn check_tails(page: &Page, start: Position) -> Result<(), Refusal> {
+fn check_tails(page: &BootstrapPage, start: Position) -> Result<(), Refusal> {
     if page.tails.len() > STREAM_TAILS_PAGE_MAX as usize {
         return Err(Refusal::too_large(
             "stream tails in a page",

@@ -160,7 +160,7 @@ impl Unit {
             return Err(self.check_term(term).expect_err("it is lower"));
         }
         self.term = term;
-        Ok(UnitReply::Sealed(Sealed {
+        Ok(UnitReply::Sealed(Box::new(Sealed {
             identity: self.server.identity,
             incarnation: self.server.incarnation,
             end: self.end(),
@@ -170,7 +170,7 @@ impl Unit {
             settled: self.settled,
             held: vec![],
             announced: self.announced,
-        }))
+        })))
     }
 
     fn is_unknown(&self, position: Position) -> bool {
