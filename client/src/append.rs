@@ -541,7 +541,20 @@ async fn write_piece(
                 };
                 return PieceEnd::all(piece, Resumed::Unknown, Some(stop));
             }
-            Err(error) => error.into(),
+            Err(error) => match chain.next_step(&error, piece.first) {
+                Some(step) => {
+                    let end = ConfirmedEnd {
+                        end: piece.first,
+                        term: piece.term,
+                    };
+                    let moved = Box::pin(chain.settle(&[Span::one(step)], end)).await;
+                    match moved {
+                        Ok(()) => continue,
+                        Err(error) => error.into(),
+                    }
+                }
+                None => error.into(),
+            },
         };
         if let Trouble::Server(failure) = &trouble
             && matches!(failure.refusal(), Some(Refusal::Trimmed { .. }))
