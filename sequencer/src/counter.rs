@@ -24,7 +24,7 @@ use milonga_wire::{
 
 use crate::streams::Streams;
 
-/// Drivers of a bootstrap whose pages are kept at a time. The one that began first gives way.
+/// Drivers of a bootstrap whose pages are kept at a time. The one that was silent the longest gives way: it may have died.
 const DRIVERS_MAX: usize = 4;
 
 /// Pages in one bootstrap.
@@ -388,23 +388,20 @@ impl Counter {
             .drivers
             .iter()
             .position(|driver| driver.id == page.driver);
-        let index = known.unwrap_or_else(|| {
-            if self.drivers.len() == DRIVERS_MAX {
-                self.drivers.pop_front();
-            }
-            self.drivers.push_back(Driver {
-                id: page.driver,
-                streams: Streams::new(self.streams_max, true),
-                received: BTreeSet::new(),
-                last: None,
-            });
-            self.drivers.len() - 1
+        let driver = known.and_then(|index| self.drivers.remove(index));
+        let mut driver = driver.unwrap_or_else(|| Driver {
+            id: page.driver,
+            streams: Streams::new(self.streams_max, true),
+            received: BTreeSet::new(),
+            last: None,
         });
-        let taken = self.drivers[index].take(page);
-        if taken.is_err() {
-            self.drivers.remove(index); // Half a page may have been taken.
+        // A driver whose page is refused is forgotten: half of it may have been taken.
+        driver.take(page)?;
+        if self.drivers.len() == DRIVERS_MAX {
+            self.drivers.pop_front();
         }
-        taken
+        self.drivers.push_back(driver);
+        Ok(())
     }
 
     /// Serves, if all pages of `driver` are here.

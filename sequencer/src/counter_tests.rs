@@ -390,6 +390,24 @@ fn half_received_bootstraps_are_few() {
     );
 }
 
+/// Drivers that died half way must not push out the one that is at work.
+#[test]
+fn the_driver_that_was_silent_the_longest_gives_way() {
+    let mut counter = counter();
+    let part = |driver: u8, number, last| BootstrapPage {
+        driver: [driver; 16],
+        page: number,
+        last,
+        ..page(decided(0, 0), vec![])
+    };
+    for number in 0..9 {
+        counter.bootstrap(Term(0), &part(1, number, false)).unwrap();
+        let died = part(100 + number as u8, 0, false);
+        counter.bootstrap(Term(0), &died).unwrap();
+    }
+    assert_eq!(counter.bootstrap(Term(0), &part(1, 9, true)), Ok(true));
+}
+
 /// Q1, Q5: tails carry over, and what the driver did not know stays unknown (H39).
 #[test]
 fn streams_go_on_from_their_tails() {
