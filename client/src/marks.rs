@@ -19,6 +19,8 @@ struct Mark {
     units: Vec<(Identity, Incarnation)>,
     position: Position,
     learnt: Moment,
+    /// Since when the tail has said the same.
+    since: Moment,
 }
 
 /// The marks this client knows.
@@ -43,7 +45,7 @@ impl Marks {
             .is_none_or(|mark| clock.now().since(mark.learnt) > REFRESH)
     }
 
-    /// Remembers what the tail of `chain` said.
+    /// Remembers what the tail of `chain` said. Says whether it has said the same for `long`, and counts from now again if so.
     pub(crate) fn note(
         &self,
         layout: &Layout,
@@ -51,16 +53,21 @@ impl Marks {
         key: ChainKey,
         position: Position,
         clock: &Clock,
-    ) {
+        long: Duration,
+    ) -> bool {
+        let learnt = clock.now();
+        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = marks.get(&key).filter(|mark| mark.position == position);
+        let since = same.map_or(learnt, |mark| mark.since);
+        let is_stuck = learnt.since(since) >= long;
         let mark = Mark {
             units: units(layout, chain),
             position,
-            learnt: clock.now(),
+            learnt,
+            since: if is_stuck { learnt } else { since },
         };
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, mark);
+        marks.insert(key, mark);
+        is_stuck
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use futures_util::future::join_all;
+use milonga_host::BoxFuture;
 use milonga_wire::limits::SPANS_MAX;
 use milonga_wire::{Chain, ConfirmedEnd, Layout, Payload, Position, Span};
 
@@ -17,6 +18,8 @@ use crate::trouble::{Trouble, Unavailable};
 
 /// Positions that one round of reads covers at most.
 const ROUND_POSITIONS: u64 = 8_192;
+/// Rounds over a hole that nobody has asked for, at a time.
+const STUCK_ROUNDS: u64 = 64;
 
 /// Why a read brought nothing. The log is unchanged.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -188,6 +191,10 @@ impl Log {
             return Ok(None);
         };
         if !self.options.settle {
+            // The end may be of a while ago, and the tail may have been left out of a newer layout since (H40).
+            if self.end().await?.term != layout.term {
+                return Ok(None);
+            }
             let unwritten = |position| Entry {
                 position,
                 kind: Kind::Unwritten,
@@ -261,9 +268,28 @@ impl Log {
             return;
         }
         let (_, stripes) = layout.chain_of(position);
-        if let Ok(mark) = self.chain(layout, chain).settled(stripes).await {
-            marks.note(layout, chain, key, mark, clock);
+        let Ok(mark) = self.chain(layout, chain).settled(stripes).await else {
+            return;
+        };
+        let is_stuck = marks.note(layout, chain, key, mark, clock, self.options.hole_wait_max);
+        let is_hole = |end: ConfirmedEnd| mark < end.end;
+        if is_stuck && self.options.settle && self.confirmed(layout.term).is_some_and(is_hole) {
+            self.host().tasks.spawn(self.clone().settle_from(mark));
         }
+    }
+
+    /// Reads from a hole that nobody has asked for on, which settles it: else it would keep every later read at the tail.
+    fn settle_from(self, hole: Position) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            for number in 0..STUCK_ROUNDS {
+                let start = hole.plus(number * ROUND_POSITIONS);
+                let round = Span::new(start, start.plus(ROUND_POSITIONS));
+                match self.read_some(round).await {
+                    Ok(entries) if entries.len() as u64 == ROUND_POSITIONS => {}
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        })
     }
 }
 

@@ -9,8 +9,9 @@ use milonga_wire::{Chain, ConfirmedEnd, Layout, Position, Report, Role, Span};
 use crate::log::Log;
 use crate::trouble::Trouble;
 
-/// Which chain: its segment's start and its number in it.
-pub(crate) type ChainKey = (Position, u16);
+/// Which positions of which chain: its segment's start, its number in it, and the stripes. (A segment in which nothing
+/// was written may be replaced by one of the same start and other stripes.)
+pub(crate) type ChainKey = (Position, u16, u32, u16);
 
 /// `spans`, grouped by the chain that holds them.
 pub(crate) fn by_chain<'a>(
@@ -20,7 +21,12 @@ pub(crate) fn by_chain<'a>(
     let mut groups: BTreeMap<ChainKey, (&Chain, Vec<Span>)> = BTreeMap::new();
     for span in spans {
         for (chain, stripes, piece) in layout.pieces(*span) {
-            let key = (stripes.span.start, stripes.index);
+            let key = (
+                stripes.span.start,
+                stripes.index,
+                stripes.width,
+                stripes.chains,
+            );
             groups
                 .entry(key)
                 .or_insert_with(|| (chain, vec![]))

@@ -256,3 +256,47 @@ async fn replies_that_are_cut_short_leave_no_gap() {
         }) > 10
     );
 }
+
+/// One hole low in the log, which nobody has asked for, would keep the mark there and every later read at the tail.
+#[tokio::test(start_paused = true)]
+async fn a_hole_that_keeps_the_settled_mark_down_is_settled_by_those_who_read_above_it() {
+    let cluster = Cluster::new(1, 3, 1);
+    cluster.rule(once("q", "take tokens", Fault::LoseReply));
+    let log = cluster.client(Role::Writer);
+    for number in 0..20_u8 {
+        log.append(vec![number], &[]).await.unwrap();
+    }
+    log.end().await.unwrap();
+    for _ in 0..100 {
+        log.read(Position(9)).await.unwrap();
+        tokio::time::advance(Duration::from_millis(30)).await;
+    }
+    assert!(cluster.slot("u-02", 0).is_some());
+    cluster.forget();
+    for _ in 0..30 {
+        log.read(Position(9)).await.unwrap();
+        tokio::time::advance(Duration::from_millis(30)).await;
+    }
+    assert!(cluster.seen("u-00", "read") > 0 && cluster.seen("u-01", "read") > 0);
+}
+
+/// H40: a tail that was left out of a newer layout says unwritten of what was acknowledged since.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_settles_nothing_asks_for_the_end_again_before_it_says_unwritten() {
+    let cluster = Cluster::new(1, 1, 1);
+    cluster.rule(once("q", "take tokens", Fault::LoseReply));
+    let log = cluster.client_with(
+        Role::Writer,
+        Options {
+            settle: false,
+            ..Options::default()
+        },
+    );
+    log.append("a", &[]).await.unwrap();
+    log.end().await.unwrap();
+    let before = cluster.seen("q", "end");
+
+    let hole = log.read(Position(0)).await.unwrap();
+    assert_eq!(hole.kind, Kind::Unwritten);
+    assert!(cluster.seen("q", "end") > before);
+}
