@@ -14,10 +14,10 @@ use crate::failure::{Failure, Outcome};
 use crate::node::Node;
 
 pub(super) async fn start(mut settings: Settings) -> Outcome<Running> {
-    let cert = settings.take_path("caretaker-cert");
-    let key = settings.take_path("caretaker-key");
+    let cert = settings.take_path("caretaker-cert")?;
+    let key = settings.take_path("caretaker-key")?;
     let config: Config = settings
-        .read::<milonga_layout::Settings>(Keys::Underscores)?
+        .read::<milonga_layout::Settings>(Keys::Hyphens)?
         .try_into()?;
     let files = CredentialFiles {
         certificate: config.cert.clone(),
