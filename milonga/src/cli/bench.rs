@@ -12,6 +12,9 @@ use crate::failure::Outcome;
 
 /// What is measured.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  milonga bench append --records 100000 --size 200
+  milonga bench baseline -o json")]
 pub(super) struct Bench {
     #[command(flatten)]
     args: bench::Args,

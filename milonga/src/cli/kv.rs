@@ -18,6 +18,7 @@ use milonga_client::object::map::{Cas, Change, Expect, Keys, Versioned};
 use serde::{Deserialize, Serialize};
 
 use super::Context;
+use super::log::up_to_the_end;
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{json, line, progress};
 
@@ -28,6 +29,9 @@ const IMPORTED: usize = 256;
 
 /// What every command takes, and which one it is.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  milonga kv put colour red
+  milonga kv get colour")]
 pub(super) struct Kv {
     /// Which map.
     #[arg(long, global = true, default_value = "default", value_name = "NAME")]
@@ -207,7 +211,7 @@ impl Kv {
             }
             Verb::Watch { prefix, from } => {
                 let from = match from {
-                    Some(from) => Position(from),
+                    Some(from) => up_to_the_end(&log, Position(from)).await?,
                     None => log.end().await?.position,
                 };
                 watch(context, &map, Keys::prefix(prefix), from).await

@@ -65,8 +65,16 @@ struct Globals {
     #[arg(long, global = true, env = "MILONGA_CLUSTER", value_name = "FILE")]
     cluster: Option<PathBuf>,
     /// How long an operation may take, e.g. `5s`.
-    #[arg(long, global = true, value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_parser = deadline)]
     deadline: Option<Duration>,
+}
+
+fn deadline(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("nothing can be done in no time; expected e.g. `5s`".to_owned()),
+        Ok(deadline) => Ok(deadline),
+        Err(why) => Err(format!("{why}; expected a time, e.g. `5s` or `200ms`")),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -82,13 +90,28 @@ enum Command {
     /// Runs a log unit.
     Logunit(servers::Logunit),
     /// Makes and shows certificates.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  milonga certs init --dir certs
+  milonga certs issue --dir certs --role writer --name app"
+    )]
     Certs(certs::Certs),
     /// Starts and looks at a cluster.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  milonga cluster status
+  milonga cluster layouts -o json"
+    )]
     Cluster(cluster::ClusterCommand),
     /// Appends to and reads the log.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  milonga log append 'hello'
+  milonga log read 0.."
+    )]
     Log(log::LogCommand),
     /// Puts and gets keys of a replicated map.
     Kv(kv::Kv),
@@ -199,7 +222,7 @@ mod tests {
                 .get_after_help()
                 .map(ToString::to_string)
                 .unwrap_or_default();
-            if command.get_subcommands().next().is_none() && !help.contains("Example") {
+            if !help.contains("Example") {
                 found.push(path.clone());
             }
             command

@@ -7,12 +7,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Subcommand;
-use milonga_client::{Entry, EntryKind};
+use milonga_client::{Entry, EntryKind, Log};
 use milonga_wire::{Position, StreamId};
 use serde::Serialize;
 
 use super::Context;
-use crate::failure::Outcome;
+use crate::failure::{Code, Failure, Outcome};
 use crate::look::Sight;
 use crate::output::bytes;
 
@@ -168,6 +168,18 @@ async fn stat(context: &Context, interval: Duration) -> Outcome {
             stat.end, stat.settled, stat.trimmed, stat.positions, bytes(stat.bytes), stat.units, stat.records_per_s
         )
     })
+}
+
+/// A position to start from, which nothing but the end of the log may lie below: else it would be waited for in vain.
+pub(super) async fn up_to_the_end(log: &Log, from: Position) -> Outcome<Position> {
+    let end = log.end().await?.position;
+    if from <= end {
+        return Ok(from);
+    }
+    Err(Failure::new(
+        Code::Conflict,
+        format!("position {from} lies beyond the end {end}; expected a position up to {end}"),
+    ))
 }
 
 /// What an entry is, as it is printed.
