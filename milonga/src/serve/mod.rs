@@ -100,7 +100,7 @@ fn may_serve(node: &Node, kind: milonga_wire::Kind, role: Role) -> Outcome {
     }
     let (has, role) = (node.caller.role, role.as_str());
     Err(Failure::failed(format!(
-        "a {has} certificate may not serve as {role}; issue one with `milonga certs issue --role server`"
+        "a certificate of role {has} may not serve as {role}; issue one with `milonga certs issue --role server`"
     )))
 }
 
