@@ -49,7 +49,13 @@ impl Cluster {
 
     /// Connects with other options than the file asks for.
     pub(crate) fn connect_with(&self, change: impl FnOnce(&mut Options)) -> Outcome<Log> {
-        let log = self.config()?.connect()?;
+        let mut config = self.config()?;
+        if let Some(deadline) = self.deadline {
+            // No single call outlasts the whole operation.
+            let call = config.options().call.min(deadline).as_millis().max(1);
+            config.call_ms = Some(call as u64);
+        }
+        let log = config.connect()?;
         let mut options = log.options().clone();
         if let Some(deadline) = self.deadline {
             options.deadline = deadline;

@@ -107,7 +107,8 @@ impl Certs {
             }
             Self::Show { file } => {
                 let details = certificates::show(&file).map_err(|error| match error {
-                    error @ (CertificateError::NotPem { .. } | CertificateError::NotMilonga { .. }) => {
+                    error @ (CertificateError::NotPem { .. }
+                    | CertificateError::NotMilonga { .. }) => {
                         Failure::from(error).about(file.display())
                     }
                     error => error.into(),

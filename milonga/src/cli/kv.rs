@@ -14,7 +14,8 @@ use clap::Subcommand;
 use futures_util::future::try_join_all;
 use milonga_client::Position;
 use milonga_client::object::Map;
-use milonga_client::object::map::{Cas, Change, Expect, Keys, Versioned};
+use milonga_client::object::map::{Cas, Change, Expect, KEY_BYTES_MAX, Keys, Versioned};
+use milonga_wire::limits::ENTRY_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::Context;
@@ -372,6 +373,12 @@ async fn import(context: &Context, map: &Map, path: &Path) -> Outcome {
         }
         let pair: Pair = serde_json::from_str(&text).map_err(|why| wrong(&why))?;
         let (key, value) = pair.bytes().map_err(|why| wrong(&why))?;
+        if key.len() > KEY_BYTES_MAX || key.len() + value.len() > ENTRY_BYTES_MAX {
+            let (key, value) = (key.len(), value.len());
+            return Err(wrong(&format!(
+                "a key of {key} and a value of {value} bytes; expected a key up to {KEY_BYTES_MAX}, and {ENTRY_BYTES_MAX} together"
+            )));
+        }
         if batch.len() == IMPORTED || !keys.insert(key.clone()) {
             done.put(map, &mut batch).await?;
             keys = BTreeSet::from([key.clone()]);
