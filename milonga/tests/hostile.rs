@@ -37,6 +37,7 @@ fn a_command_line_that_makes_no_sense_is_bad_usage() {
         &["log", "append", "x", "--colour", "red"],
         &["log", "append", "x", "--lines", "-"],
         &["log", "append", "--resume", "nonsense"],
+        &["log", "append", "x", "--stream", ""],
         &["log", "read", "5..3"],
         &["log", "read", "18446744073709551616"],
         &["kv", "cas", "k", "--absent", "--expect", "v", "--new", "w"],

@@ -22,7 +22,7 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn run(self, context: &Context) -> Outcome {
-        wait(async {
+        wait(context, async {
             let report = match &self.args.what {
                 What::Baseline(args) => bench::baseline(&alone(), args).await?,
                 What::Append(_) | What::Read(_) | What::Token(_) => {

@@ -15,6 +15,7 @@ mod status;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -161,6 +162,7 @@ fn run(cli: Cli) -> Outcome {
         cluster: Cluster {
             file: cluster,
             deadline,
+            transports: Arc::default(),
         },
         log,
     };
@@ -172,9 +174,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Sequencer(server) => server.run(),
         Command::Logunit(server) => server.run(),
         Command::Certs(certs) => certs.run(&context),
-        Command::Cluster(cluster) => wait(cluster.run(&context)),
-        Command::Log(log) => wait(log.run(&context)),
-        Command::Kv(kv) => wait(kv.run(&context)),
+        Command::Cluster(cluster) => wait(&context, cluster.run(&context)),
+        Command::Log(log) => wait(&context, log.run(&context)),
+        Command::Kv(kv) => wait(&context, kv.run(&context)),
         Command::Bench(bench) => bench.run(&context),
         Command::BenchNode(node) => Ok(crate::bench::node(&node)?),
         Command::Inspect(inspect) => inspect.run(&context),
@@ -203,8 +205,12 @@ impl Context {
 }
 
 /// Runs a command's work on a runtime of its own.
-fn wait(work: impl Future<Output = Outcome>) -> Outcome {
-    crate::serve::runtime()?.block_on(work)
+fn wait(context: &Context, work: impl Future<Output = Outcome>) -> Outcome {
+    crate::serve::runtime()?.block_on(async {
+        let outcome = work.await;
+        context.cluster.leave().await;
+        outcome
+    })
 }
 
 #[cfg(test)]

@@ -198,9 +198,12 @@ fn kind(entry: &Entry) -> &'static str {
 struct Stream(StreamId);
 
 impl FromStr for Stream {
-    type Err = std::convert::Infallible;
+    type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err("a stream has a name; expected a name, or 32 hexadecimal digits");
+        }
         Ok(Self(
             text.parse().unwrap_or_else(|_| StreamId::of_name(text)),
         ))
