@@ -19,14 +19,14 @@ pub(crate) const DEV_DIR: &str = "milonga-dev";
 const GOODBYE: Duration = Duration::from_millis(200);
 
 /// What the command line says of the cluster.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Cluster {
     /// The cluster file.
     pub(crate) file: Option<PathBuf>,
     /// How long an operation may take.
     pub(crate) deadline: Option<Duration>,
-    /// What this command connected with. Clones share it.
-    pub(crate) transports: Arc<Mutex<Vec<Transport>>>,
+    /// What this command connected with, and the client whose tasks carry its last packets. Clones share it.
+    pub(crate) open: Arc<Mutex<Vec<(Log, Transport)>>>,
 }
 
 impl Cluster {
@@ -64,7 +64,7 @@ impl Cluster {
             config.call_ms = Some(call as u64);
         }
         let (log, transport) = config.connect_with_transport()?;
-        self.transports().push(transport);
+        self.opened().push((log.clone(), transport));
         let mut options = log.options().clone();
         if let Some(deadline) = self.deadline {
             options.deadline = deadline;
@@ -75,15 +75,15 @@ impl Cluster {
 }
 
 impl Cluster {
-    fn transports(&self) -> MutexGuard<'_, Vec<Transport>> {
-        let locked = self.transports.lock();
+    fn opened(&self) -> MutexGuard<'_, Vec<(Log, Transport)>> {
+        let locked = self.open.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells every server that this command is done, so that none waits for it.
     pub(crate) async fn leave(&self) {
-        let transports = std::mem::take(&mut *self.transports());
-        let goodbyes = join_all(transports.iter().map(Transport::close));
+        let open = std::mem::take(&mut *self.opened());
+        let goodbyes = join_all(open.iter().map(|(_, transport)| transport.close()));
         // Servers that are gone do not answer to that.
         let _ = Clock::real().within(GOODBYE, goodbyes).await;
     }
@@ -157,6 +157,7 @@ mod tests {
         let log = cluster.connect().unwrap().with_deadline(Duration::ZERO);
         assert!(log.end().await.is_err());
         assert_eq!(handle.connections(), 1);
+        drop(log);
         cluster.leave().await;
         let left = async {
             while handle.connections() > 0 {

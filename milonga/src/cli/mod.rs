@@ -131,7 +131,7 @@ enum Command {
 }
 
 /// What a command works with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Context {
     output: Output,
     cluster: Cluster,
@@ -162,7 +162,7 @@ fn run(cli: Cli) -> Outcome {
         cluster: Cluster {
             file: cluster,
             deadline,
-            transports: Arc::default(),
+            open: Arc::default(),
         },
         log,
     };

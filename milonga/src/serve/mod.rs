@@ -136,6 +136,8 @@ impl Running {
             tracing::warn!(name = %self.name, "ended before everything was answered");
         }
         self.handle.drain(DRAIN_WITHIN).await;
+        // Those that it asked are not left to wait for it.
+        self.node.transport.close().await;
         tracing::info!(name = %self.name, "ended");
     }
 }
