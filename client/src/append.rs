@@ -11,6 +11,8 @@
 //!
 //! Source: CORFU (NSDI '12), "Append"; the three outcomes are this project's own.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use milonga_wire::limits::{
@@ -18,11 +20,12 @@ use milonga_wire::limits::{
 };
 use milonga_wire::{
     ConfirmedEnd, Decided, Payload, Piece, Position, Refusal, SequencerReply, SequencerRequest,
-    Span, Stamp, StreamId, Term, Token,
+    Session, Span, Stamp, StreamId, Term, Token,
 };
 
 use crate::calls::unexpected;
 use crate::chain::{ChainError, Written};
+use crate::gather;
 use crate::log::Log;
 use crate::resume::{Placed, Resumed, SavedAppend};
 use crate::trouble::{Patience, Trouble, Unavailable};
@@ -123,6 +126,9 @@ impl Log {
     /// Appends several records with one token. They lie one after the other unless a piece of them lost its place to a
     /// fill and was appended again further on; `positions` says.
     ///
+    /// Small appends to the same streams that are made at the same time share a token and the writes down the chain.
+    /// Dropping the future gives the answer up, not the append.
+    ///
     /// # Errors
     /// [`AppendError`].
     pub async fn append_batch(
@@ -130,7 +136,13 @@ impl Log {
         records: &[Bytes],
         streams: &[StreamId],
     ) -> Result<Appended, AppendError> {
-        self.append_run(records, streams, false).await
+        check_records(records, streams)?;
+        if gather::shares(records) {
+            return gather::append(self, records, streams).await;
+        }
+        let deadline = self.options.deadline;
+        let ended = self.append_run(records, streams, deadline).await;
+        ended.part(0, records.len())
     }
 
     /// A handle that appends in order: each record lies behind the one before it.
@@ -142,36 +154,26 @@ impl Log {
         }
     }
 
-    async fn append_run(
+    /// Appends one run, which is within the bounds, within `deadline`.
+    pub(crate) async fn append_run(
         &self,
         records: &[Bytes],
         streams: &[StreamId],
-        ordered: bool,
-    ) -> Result<Appended, AppendError> {
-        check(records, streams).map_err(|refusal| AppendError::NotAppended {
-            why: Unavailable::Refused {
-                server: "this client".to_owned(),
-                refusal,
-            },
-        })?;
-        let request = self.next_request();
-        let stamp = Stamp {
-            session: self.session(),
-            request,
-            record: 0,
-        };
-        let positions = vec![None; records.len()];
-        let append = Append {
-            log: self,
-            records,
-            streams,
-            request,
-            patience: self.patience(),
-            positions,
-        };
-        let positions = append.run(ordered).await?;
-        Ok(Appended { positions, stamp })
+        deadline: Duration,
+    ) -> Ended {
+        Append::new(self, records, streams, deadline)
+            .run(false)
+            .await
     }
+}
+
+fn check_records(records: &[Bytes], streams: &[StreamId]) -> Result<(), AppendError> {
+    check(records, streams).map_err(|refusal| AppendError::NotAppended {
+        why: Unavailable::Refused {
+            server: "this client".to_owned(),
+            refusal,
+        },
+    })
 }
 
 /// The bounds of one append, met before anything is asked of a server.
@@ -211,16 +213,33 @@ fn check(records: &[Bytes], streams: &[StreamId]) -> Result<(), Refusal> {
     Ok(())
 }
 
-impl Append<'_> {
+impl<'a> Append<'a> {
+    fn new(
+        log: &'a Log,
+        records: &'a [Bytes],
+        streams: &'a [StreamId],
+        deadline: Duration,
+    ) -> Self {
+        let host = &log.shared.host;
+        Self {
+            log,
+            records,
+            streams,
+            request: log.next_request(),
+            patience: Patience::new(&host.clock, &host.random, deadline),
+            positions: vec![None; records.len()],
+        }
+    }
+
     /// Tokens and pieces until every record is in the log.
-    async fn run(mut self, ordered: bool) -> Result<Vec<Position>, AppendError> {
+    async fn run(mut self, ordered: bool) -> Ended {
         let began = self.log.shared.host.clock.now();
         // Ranges of record numbers that are proved not to be in the log yet.
         let mut missing = vec![(0, self.records.len() as u32)];
         while let Some((from, to)) = missing.pop() {
             let (decided, token) = match self.token(to - from).await {
                 Ok(token) => token,
-                Err(why) => return Err(self.stopped(why)),
+                Err(why) => return self.ended(vec![], Some(why)),
             };
             let pieces = self.pieces(&decided, &token, from);
             let left = if ordered {
@@ -229,22 +248,13 @@ impl Append<'_> {
                 self.at_once(&decided, &pieces).await
             };
             if !left.unknown.is_empty() {
-                let saved = SavedAppend {
-                    session: self.log.session(),
-                    request: self.request,
-                    placed: left.unknown,
-                };
                 let why = left.stop.unwrap_or_else(|| Unavailable::Protocol {
                     why: "its position was trimmed or lost before the outcome was seen".to_owned(),
                 });
-                return Err(AppendError::Unknown {
-                    saved,
-                    positions: self.positions,
-                    why,
-                });
+                return self.ended(left.unknown, Some(why));
             }
             if let Some(why) = left.stop.filter(|_| !left.lost.is_empty()) {
-                return Err(self.stopped(why));
+                return self.ended(vec![], Some(why));
             }
             missing.extend(left.lost);
             if !missing.is_empty() && self.patience.is_over() {
@@ -252,15 +262,11 @@ impl Append<'_> {
                     waited: self.patience.waited(),
                     last: "its positions were taken by others each time".to_owned(),
                 };
-                return Err(self.stopped(why));
+                return self.ended(vec![], Some(why));
             }
         }
         self.log.took(self.log.shared.host.clock.now().since(began));
-        Ok(self
-            .positions
-            .iter()
-            .map(|position| position.expect("nothing is missing any more"))
-            .collect())
+        self.ended(vec![], None)
     }
 
     /// All pieces in parallel.
@@ -399,16 +405,66 @@ impl Append<'_> {
             .collect()
     }
 
-    /// The typed end of an append none of whose outcomes is open.
-    fn stopped(self, why: Unavailable) -> AppendError {
-        if self.positions.iter().all(Option::is_none) {
+    fn ended(self, unknown: Vec<Placed>, why: Option<Unavailable>) -> Ended {
+        Ended {
+            session: self.log.session(),
+            request: self.request,
+            positions: self.positions,
+            unknown,
+            why,
+        }
+    }
+}
+
+/// What became of a run, record by record.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) session: Session,
+    pub(crate) request: u64,
+    pub(crate) positions: Vec<Option<Position>>,
+    /// Records that may be in the log: all others without a position are proved not to be.
+    pub(crate) unknown: Vec<Placed>,
+    /// What stood in the way, if a position is missing.
+    pub(crate) why: Option<Unavailable>,
+}
+
+impl Ended {
+    /// What became of the records from number `from` up to `to`, as an append of its own.
+    pub(crate) fn part(&self, from: usize, to: usize) -> Result<Appended, AppendError> {
+        let positions = &self.positions[from..to];
+        if let Some(positions) = positions.iter().copied().collect() {
+            let stamp = Stamp {
+                session: self.session,
+                request: self.request,
+                record: from as u32,
+            };
+            return Ok(Appended { positions, stamp });
+        }
+        let why = self.why.clone().unwrap_or_else(|| Unavailable::Protocol {
+            why: "a position is missing, and nobody knows why".to_owned(),
+        });
+        let placed: Vec<Placed> = self
+            .unknown
+            .iter()
+            .filter_map(|placed| placed.within(from as u32, to as u32))
+            .collect();
+        if !placed.is_empty() {
+            return Err(AppendError::Unknown {
+                saved: SavedAppend {
+                    session: self.session,
+                    request: self.request,
+                    placed,
+                },
+                positions: positions.to_vec(),
+                why,
+            });
+        }
+        Err(if positions.iter().all(Option::is_none) {
             AppendError::NotAppended { why }
         } else {
-            AppendError::Partly {
-                positions: self.positions,
-                why,
-            }
-        }
+            let positions = positions.to_vec();
+            AppendError::Partly { positions, why }
+        })
     }
 }
 
@@ -485,7 +541,20 @@ async fn write_piece(
                 };
                 return PieceEnd::all(piece, Resumed::Unknown, Some(stop));
             }
-            Err(error) => error.into(),
+            Err(error) => match chain.next_step(&error, piece.first) {
+                Some(step) => {
+                    let end = ConfirmedEnd {
+                        end: piece.first,
+                        term: piece.term,
+                    };
+                    let moved = Box::pin(chain.settle(&[Span::one(step)], end)).await;
+                    match moved {
+                        Ok(()) => continue,
+                        Err(error) => error.into(),
+                    }
+                }
+                None => error.into(),
+            },
         };
         if let Trouble::Server(failure) = &trouble
             && matches!(failure.refusal(), Some(Refusal::Trimmed { .. }))
@@ -564,7 +633,8 @@ impl Producer {
         while !rest.is_empty() {
             let count = run_length(rest, records_max);
             let (run, behind) = rest.split_at(count);
-            match self.log.append_run(run, &self.streams, true).await {
+            let appended = self.append_run(run).await;
+            match appended {
                 Ok(appended) => positions.extend(appended.positions),
                 Err(error) => return Err(self.stopped(&positions, records.len(), error)),
             }
@@ -572,6 +642,13 @@ impl Producer {
         }
         self.broken = None;
         Ok(positions)
+    }
+
+    async fn append_run(&self, run: &[Bytes]) -> Result<Appended, AppendError> {
+        check_records(run, &self.streams)?;
+        let deadline = self.log.options.deadline;
+        let append = Append::new(&self.log, run, &self.streams, deadline);
+        append.run(true).await.part(0, run.len())
     }
 
     /// Records in one run: a stripe's width where there are several chains, since a run's later pieces wait, unwritten,

@@ -175,7 +175,7 @@ impl Calls {
             .ask(peer, None, Term::GENESIS, Request::Describe, Payload::new())
             .await?
         {
-            (Reply::Described(description), _) => Ok(description),
+            (Reply::Described(description), _) => Ok(*description),
             (Reply::Unit(_) | Reply::Sequencer(_) | Reply::Layout(_), _) => Err(mismatch(peer)),
         }
     }

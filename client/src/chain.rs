@@ -17,8 +17,8 @@ use milonga_wire::limits::{
     FILL_POSITIONS_MAX, PIECE_BYTES_MAX, PIECES_MAX, READ_BYTES_MAX, SPANS_MAX,
 };
 use milonga_wire::{
-    Answer, Chain, ConfirmedEnd, EntryHead, Fill, Layout, Payload, Piece, Position, Server, Span,
-    Stripes, Term, UnitReply, UnitRequest, WriteKind, WriteOutcome,
+    Answer, Chain, ConfirmedEnd, EntryHead, Fill, Layout, Payload, Piece, Position, Refusal,
+    Server, Span, Stripes, Term, UnitReply, UnitRequest, WriteKind, WriteOutcome,
 };
 
 use crate::calls::{Calls, Failure, unexpected};
@@ -245,6 +245,40 @@ impl<'a> OneChain<'a> {
 
     /// Settles `spans`, all below `end`: what the head holds is completed down the chain; where it holds nothing, junk.
     pub(crate) async fn settle(&self, spans: &[Span], end: ConfirmedEnd) -> Result<(), ChainError> {
+        let mut reached = None;
+        loop {
+            let error = match self.settle_within_windows(spans, end).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            match self.next_step(&error, end.end) {
+                Some(step) if reached < Some(step) => {
+                    reached = Some(step);
+                    self.settle_within_windows(&[Span::one(step)], end).await?;
+                }
+                Some(_) | None => return Err(error),
+            }
+        }
+    }
+
+    /// Where a unit takes a write no further than so far above what it holds, because more positions were issued and
+    /// never written: the position below `below` that, once settled, moves its window on.
+    pub(crate) fn next_step(&self, error: &ChainError, below: Position) -> Option<Position> {
+        let ChainError::Unit(failure) = error else {
+            return None;
+        };
+        let Some(Refusal::OutOfWindow { position, limit }) = failure.refusal() else {
+            return None;
+        };
+        let segment = self.layout.segment_of(*position);
+        segment.last_below(segment.chain_index(*position), below.min(*limit))
+    }
+
+    async fn settle_within_windows(
+        &self,
+        spans: &[Span],
+        end: ConfirmedEnd,
+    ) -> Result<(), ChainError> {
         let head = self.head();
         let mut found = self.read_all(head, spans).await?;
         let empty: Vec<Span> = found

@@ -13,6 +13,7 @@ use milonga_wire::{
 
 use crate::calls::{Calls, Failure, unexpected};
 use crate::chain::OneChain;
+use crate::gather::Gathering;
 use crate::layouts::Layouts;
 use crate::marks::Marks;
 use crate::options::Options;
@@ -61,6 +62,7 @@ pub(crate) struct Shared {
     /// When this client last reported a server it suspects.
     suspected: Mutex<Option<Moment>>,
     pub(crate) turns: AtomicU64,
+    pub(crate) gathering: Gathering,
 }
 
 impl Log {
@@ -86,6 +88,7 @@ impl Log {
             mended: AtomicU64::new(0),
             suspected: Mutex::new(None),
             turns: AtomicU64::new(0),
+            gathering: Gathering::default(),
         };
         Self {
             shared: Arc::new(shared),

@@ -28,6 +28,19 @@ impl Placed {
     pub(crate) fn span(&self) -> Span {
         Span::new(self.first, self.first.plus(u64::from(self.count)))
     }
+
+    /// Those of the records that are numbered from `from` up to `to`.
+    pub(crate) fn within(&self, from: u32, to: u32) -> Option<Self> {
+        let first = self.record.max(from);
+        let count = (self.record + self.count).min(to).checked_sub(first)?;
+        let skipped = u64::from(first - self.record);
+        (count > 0).then(|| Self {
+            term: self.term,
+            first: self.first.plus(skipped),
+            record: first,
+            count,
+        })
+    }
 }
 
 /// An append whose outcome is not known yet: enough to find out, from any process. Printed and read as text:

@@ -446,7 +446,7 @@ fn described(server: &Server, kind: Kind, term: Term) -> (Reply, Payload) {
         state: "serving".to_owned(),
         version: "test".to_owned(),
     };
-    (Reply::Described(description), Payload::new())
+    (Reply::Described(description.into()), Payload::new())
 }
 
 /// One client's way to the cluster.

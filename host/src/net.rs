@@ -7,6 +7,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use milonga_wire::{Address, Caller, Frame, Kind, Payload, Refusal, Reply, ReplyHead, ServerName};
@@ -99,9 +100,9 @@ pub enum CallError {
 pub trait Network: Send + Sync + 'static {
     /// Sends `request` to `peer` and waits for its reply, at most `within`.
     ///
-    /// The request's head must be a [`milonga_wire::RequestHead`] encoded with an `id` of 0: the network gives it one of
-    /// its own. It connects, reconnects with jittered back-off, and holds callers back when too many bytes are in flight.
-    /// Dropping the future abandons the call.
+    /// The network gives the request an id of its own. It connects, reconnects with jittered back-off, and holds callers
+    /// back when too many bytes are in flight. The request may be on its way before the future is polled; dropping the
+    /// future abandons the call.
     fn call<'a>(
         &'a self,
         peer: &'a Peer,
@@ -136,13 +137,31 @@ pub trait Service: Send + Sync + 'static {
     fn serve(&self, caller: &Caller, request: Request, respond: Responder);
 }
 
+/// Takes the answers of a stream's requests.
+pub trait Answers: Send + Sync + 'static {
+    /// Request `head.id`, of `bytes` on the wire, is answered.
+    fn answer(&self, head: ReplyHead, payload: Payload);
+
+    /// A request of `bytes` is over, answered or not.
+    fn over(&self, bytes: usize);
+}
+
 /// Where the answer to one request goes. Dropping it unanswered leaves the caller to its deadline.
-pub struct Responder(Box<dyn FnOnce(ReplyHead, Payload) + Send>, u64);
+pub struct Responder {
+    to: Arc<dyn Answers>,
+    id: u64,
+    bytes: usize,
+}
 
 impl Responder {
+    /// An answer to request `id`, which holds `bytes`, goes to `to`.
+    pub fn of(to: Arc<dyn Answers>, id: u64, bytes: usize) -> Self {
+        Self { to, id, bytes }
+    }
+
     /// An answer to request `id` goes to `send`.
     pub fn new(id: u64, send: impl FnOnce(ReplyHead, Payload) + Send + 'static) -> Self {
-        Self(Box::new(send), id)
+        Self::of(Arc::new(Once(Mutex::new(Some(send)))), id, 0)
     }
 
     /// Answers with `reply`.
@@ -152,13 +171,34 @@ impl Responder {
 
     /// Answers with `reply` and a payload.
     pub fn send_with(self, reply: Result<Reply, Refusal>, payload: Payload) {
-        (self.0)(ReplyHead { id: self.1, reply }, payload);
+        let id = self.id;
+        self.to.answer(ReplyHead { id, reply }, payload);
     }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        self.to.over(self.bytes);
+    }
+}
+
+/// One answer, to a closure.
+struct Once<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce(ReplyHead, Payload) + Send + 'static> Answers for Once<F> {
+    fn answer(&self, head: ReplyHead, payload: Payload) {
+        let send = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(send) = send {
+            send(head, payload);
+        }
+    }
+
+    fn over(&self, _: usize) {}
 }
 
 impl fmt::Debug for Responder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Responder").field(&self.1).finish()
+        f.debug_tuple("Responder").field(&self.id).finish()
     }
 }
 

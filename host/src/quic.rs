@@ -31,7 +31,8 @@ use std::time::Duration;
 
 use ::bytes::Bytes;
 use milonga_wire::{
-    Address, Caller, DecodeError, FORMAT_VERSION, Frame, Payload, Refusal, ReplyHead, RequestHead,
+    Address, Caller, FORMAT_VERSION, Payload, Refusal, Reply, ReplyHead, RequestHead, decode_head,
+    next_frame,
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, VarInt};
@@ -40,7 +41,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 pub use self::bytes::{ByteReceiver, ByteSender, ByteService};
-use self::calls::{Lane, Outcome, Room};
+use self::calls::{Exchange, Lane, Outcome};
 use self::replies::{Load, Replies};
 use crate::net::{Request, Response};
 use crate::tls::{self, Whose};
@@ -53,6 +54,9 @@ use crate::{
 const DATAGRAM_BYTES_MAX: u16 = 65_527;
 /// Chunks taken from a stream at once.
 const CHUNKS: usize = 32;
+/// Replies handed out at once. What they lead to is sent off before more are: else a caller that always has hundreds of
+/// calls in flight and its server would work in turn, and never at the same time.
+const REPLIES: usize = 128;
 /// Heard nothing for this long after a deadline passed: the other end is taken for dead (Q4).
 const SILENCE: Duration = Duration::from_millis(250);
 /// A connection that broke sooner than this counts as a failed attempt.
@@ -435,11 +439,9 @@ impl Network for Transport {
         within: Duration,
     ) -> BoxFuture<'a, Result<Response, CallError>> {
         let inner = &self.0;
-        match inner.admit_at_once(peer, &request, within) {
-            Some((room, deadline)) => {
-                let exchange = room.exchange(request, deadline);
-                Box::pin(async move { outcome(exchange.await, peer, within) })
-            }
+        match inner.send_at_once(peer, &request, within) {
+            Some(Ok(exchange)) => Box::pin(async move { outcome(exchange.await, peer, within) }),
+            Some(Err(over)) => Box::pin(std::future::ready(outcome(over, peer, within))),
             None => Box::pin(inner.call(peer, request, within)),
         }
     }
@@ -484,33 +486,24 @@ impl Link {
 
     /// Why it takes no more calls.
     fn over(&self) -> Option<Arc<str>> {
-        if self.retired.load(Ordering::Relaxed) {
-            return Some("the other end fell silent".into());
+        if !self.retired.load(Ordering::Relaxed) {
+            return None;
         }
-        self.connection
-            .close_reason()
-            .map(|error| why(&error).into())
+        let ended = self.connection.close_reason();
+        Some(ended.map_or_else(
+            || "the other end fell silent".into(),
+            |error| why(&error).into(),
+        ))
     }
 }
 
-/// What a request takes on the wire. Its real id takes up to nine bytes more than the 0 that is measured.
-fn frame_bytes(request: &Request) -> Result<usize, DecodeError> {
-    Ok(9 + Frame::measure(&request.head, request.payload.len())?)
-}
+/// What a head takes on the wire, until it is known. Only those that carry layouts or stream tails take much more.
+const HEAD_BYTES: usize = 128;
 
 fn outcome(outcome: Outcome, peer: &Peer, within: Duration) -> Result<Response, CallError> {
     let peer = || peer.to_string();
     match outcome {
-        Outcome::Reply(frame) => match frame.decode::<ReplyHead>() {
-            Ok(ReplyHead { id: _, reply }) => {
-                let payload = frame.payload;
-                Ok(Response { reply, payload })
-            }
-            Err(error) => Err(CallError::Protocol {
-                peer: peer(),
-                why: format!("the reply cannot be read: {error}; use programs of one version"),
-            }),
-        },
+        Outcome::Reply(response) => Ok(response),
         Outcome::NotSent(why) => Err(CallError::NotSent {
             peer: peer(),
             why: why.to_string(),
@@ -536,18 +529,17 @@ enum Found {
 
 impl Inner {
     /// What nearly every call finds: a connection, and room on it.
-    fn admit_at_once(
+    fn send_at_once(
         self: &Arc<Self>,
         peer: &Peer,
         request: &Request,
         within: Duration,
-    ) -> Option<(Room, Moment)> {
-        let bytes = frame_bytes(request).ok()?;
+    ) -> Option<Result<Exchange, Outcome>> {
         let Found::Up(link) = self.find(peer) else {
             return None;
         };
-        let room = link.lane().try_admit(bytes)?;
-        Some((room, self.clock.now().plus(within)))
+        let room = link.lane().try_admit(HEAD_BYTES + request.payload.len())?;
+        Some(room.exchange(request, || self.clock.now(), within))
     }
 
     async fn call(
@@ -556,10 +548,7 @@ impl Inner {
         request: Request,
         within: Duration,
     ) -> Result<Response, CallError> {
-        let bytes = frame_bytes(&request).map_err(|error| CallError::Protocol {
-            peer: peer.to_string(),
-            why: error.to_string(),
-        })?;
+        let bytes = HEAD_BYTES + request.payload.len();
         let deadline = self.clock.now().plus(within);
         let not_sent = |why: &str| CallError::NotSent {
             peer: peer.to_string(),
@@ -579,7 +568,11 @@ impl Inner {
                 Err(_) => return Err(not_sent("too many bytes are in flight; wait for replies")),
             }
         };
-        outcome(room.exchange(request, deadline).await, peer, within)
+        let over = match room.exchange(&request, || self.clock.now(), self.remaining(deadline)) {
+            Ok(exchange) => exchange.await,
+            Err(over) => over,
+        };
+        outcome(over, peer, within)
     }
 
     fn remaining(&self, deadline: Moment) -> Duration {
@@ -849,16 +842,32 @@ async fn replies_until_the_end(
             Err(error) => return error.to_string(),
         }
         loop {
-            match Frame::take_from(&mut arrived) {
-                Ok(Some(frame)) => match id_of(&frame) {
-                    Some(id) => outcomes.push((id, Outcome::Reply(frame))),
-                    None => return malformed(link, "a reply without an id"),
-                },
+            match next_frame(&mut arrived, read_reply) {
+                Ok(Some((Some((id, Ok(reply))), payload))) => {
+                    outcomes.push((id, Outcome::Reply(Response { reply, payload })));
+                }
+                Ok(Some((Some((id, Err(why))), _))) => outcomes.push((id, Outcome::Protocol(why))),
+                Ok(Some((None, _))) => return malformed(link, "a reply without an id"),
                 Ok(None) => break,
                 Err(error) => return malformed(link, &error.to_string()),
             }
+            if outcomes.len() == REPLIES {
+                lane.deliver(&mut outcomes, &mut wakers);
+                tokio::task::yield_now().await;
+            }
         }
         lane.deliver(&mut outcomes, &mut wakers);
+    }
+}
+
+/// The id in the head of a reply, and the answer or why there is none; nothing if there is not even an id.
+fn read_reply(head: &[u8]) -> Option<(u64, Result<Result<Reply, Refusal>, String>)> {
+    match decode_head::<ReplyHead>(head) {
+        Ok(ReplyHead { id, reply }) => Some((id, Ok(reply))),
+        Err(error) => {
+            let why = format!("the reply cannot be read: {error}; use programs of one version");
+            Some((id_of(head)?, Err(why)))
+        }
     }
 }
 
@@ -868,8 +877,8 @@ fn malformed(link: &Link, why: &str) -> String {
 }
 
 /// The id of a head, whatever the rest of it is: both kinds of head start with it.
-fn id_of(frame: &Frame) -> Option<u64> {
-    let (version, head) = frame.head.split_first()?;
+fn id_of(head: &[u8]) -> Option<u64> {
+    let (version, head) = head.split_first()?;
     if *version != FORMAT_VERSION {
         return None;
     }
@@ -1278,35 +1287,54 @@ impl Reader {
                     return Ok(());
                 }
             }
-            while let Some(frame) = Frame::take_from(&mut arrived).map_err(|e| e.to_string())? {
+            loop {
+                let before = arrived.len();
+                let next = next_frame(&mut arrived, read_request).map_err(|e| e.to_string())?;
+                let Some((head, payload)) = next else { break };
                 if !self.load.has_room() {
                     self.load.room().await;
                 }
-                self.serve(frame)?;
+                self.serve(head?, payload, before - arrived.len());
             }
         }
     }
 
-    fn serve(&self, frame: Frame) -> Result<(), String> {
-        let bytes = frame.wire_bytes();
-        match frame.decode::<RequestHead>() {
+    fn serve(&self, head: Result<RequestHead, Unreadable>, payload: Payload, bytes: usize) {
+        match head {
             Ok(head) => {
                 let respond = self.replies.responder(head.id, bytes);
                 if self.serving.draining.load(Ordering::Relaxed) {
                     respond.send(Err(Refusal::Draining));
                 } else {
-                    let payload = frame.payload;
                     let request = Request { head, payload };
                     self.service.serve(&self.caller, request, respond);
                 }
-                Ok(())
             }
-            Err(error) => {
-                let id = id_of(&frame).ok_or_else(|| error.to_string())?;
-                let refusal = Refusal::malformed(error.to_string());
+            Err(Unreadable { id, why }) => {
+                let refusal = Refusal::malformed(why);
                 self.replies.responder(id, bytes).send(Err(refusal));
-                Ok(())
             }
+        }
+    }
+}
+
+/// A request that can be refused, because it has an id.
+struct Unreadable {
+    id: u64,
+    why: String,
+}
+
+/// The head of a request.
+///
+/// # Errors
+/// What is wrong with it, if it has not even an id.
+fn read_request(head: &[u8]) -> Result<Result<RequestHead, Unreadable>, String> {
+    match decode_head(head) {
+        Ok(head) => Ok(Ok(head)),
+        Err(error) => {
+            let why = error.to_string();
+            let id = id_of(head).ok_or_else(|| why.clone())?;
+            Ok(Err(Unreadable { id, why }))
         }
     }
 }

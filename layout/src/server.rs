@@ -212,7 +212,7 @@ impl Service for Server {
         }
         let reply = match head.request {
             Request::Layout(request) => self.answer(caller, head.term, request).map(Reply::Layout),
-            Request::Describe => Ok(Reply::Described(self.describe())),
+            Request::Describe => Ok(Reply::Described(self.describe().into())),
             Request::Unit(_) => Err(wrong_kind("log unit")),
             Request::Sequencer(_) => Err(wrong_kind("sequencer")),
         };

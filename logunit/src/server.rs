@@ -186,7 +186,7 @@ impl Shared {
         }
         let RequestHead { term, request, .. } = head;
         match request {
-            Wanted::Describe => respond.send(Ok(Reply::Described(self.describe()))),
+            Wanted::Describe => respond.send(Ok(Reply::Described(self.describe().into()))),
             Wanted::Unit(request) => match Work::from(request) {
                 Work::Query(query) => self.answer(caller, term, query, respond),
                 Work::Command(command) => {

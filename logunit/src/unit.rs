@@ -328,7 +328,7 @@ impl Unit {
     fn finish(&self, storage: &dyn Storage, draft: Draft) -> Result<UnitReply, Refusal> {
         match draft {
             Draft::Ready(reply) => reply,
-            Draft::Sealed => Ok(UnitReply::Sealed(self.sealed(storage))),
+            Draft::Sealed => Ok(UnitReply::Sealed(self.sealed(storage).into())),
         }
     }
 

@@ -147,7 +147,7 @@ pub(crate) async fn describe(
     };
     let answer = host.net.call(peer, request, within).await;
     match answer.map_err(|error| error.to_string())?.reply {
-        Ok(Reply::Described(description)) => Ok(description),
+        Ok(Reply::Described(description)) => Ok(*description),
         Ok(_) => Err(format!("{peer} does not say who it is")),
         Err(refusal) => Err(format!("{peer}: {refusal}")),
     }

@@ -3,10 +3,10 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use milonga_host::Clock;
-use milonga_sequencer::{Counter, Page};
+use milonga_sequencer::Counter;
 use milonga_wire::{
-    Chain, ClusterId, Decided, Identity, Incarnation, Layout, Origin, Position, Segment, Server,
-    Settings, StreamId, Term,
+    BootstrapPage, Chain, ClusterId, Decided, Identity, Incarnation, Layout, Origin, Position,
+    Segment, Server, Settings, StreamId, Term,
 };
 
 const REQUESTS: u32 = 1_000_000;
@@ -43,11 +43,11 @@ fn serving() -> Counter {
         },
         origin: Origin::default(),
     };
-    let page = Page {
-        decided: Box::new(Decided {
+    let page = BootstrapPage {
+        decided: Decided {
             layout,
             acceptances: vec![],
-        }),
+        },
         complete: true,
         driver: [1; 16],
         page: 0,

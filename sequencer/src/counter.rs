@@ -18,34 +18,17 @@ use milonga_wire::limits::{
     BACKPOINTERS, RUN_RECORDS_MAX, STREAM_TAILS_PAGE_MAX, STREAMS_PER_ENTRY_MAX,
 };
 use milonga_wire::{
-    Before, ClusterId, Decided, Identity, Incarnation, Position, Refusal, SequencerReply, StreamId,
-    StreamLink, StreamTail, Term, Token,
+    Before, BootstrapPage, ClusterId, Decided, Identity, Incarnation, Position, Refusal,
+    SequencerReply, StreamId, StreamLink, Term, Token,
 };
 
 use crate::streams::Streams;
 
-/// Drivers of a bootstrap whose pages are kept at a time. The one that began first gives way.
+/// Drivers of a bootstrap whose pages are kept at a time. The one that was silent the longest gives way: it may have died.
 const DRIVERS_MAX: usize = 4;
 
 /// Pages in one bootstrap.
 const PAGES_MAX: u32 = 1 << 20;
-
-/// One page of a bootstrap, as [`milonga_wire::SequencerRequest::Bootstrap`] carries it.
-#[derive(Clone, Debug)]
-pub struct Page {
-    /// The layout of the term, with its proof.
-    pub decided: Box<Decided>,
-    /// Whether the tails are of every stream there is.
-    pub complete: bool,
-    /// Which attempt this page belongs to.
-    pub driver: [u8; 16],
-    /// Which page this is, from 0.
-    pub page: u32,
-    /// Whether it is the last.
-    pub last: bool,
-    /// Stream tails.
-    pub tails: Vec<StreamTail>,
-}
 
 /// Where a counter stands.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -219,7 +202,7 @@ impl Counter {
     /// [`Refusal::StaleTerm`], [`Refusal::WrongServer`] or [`Refusal::WrongIncarnation`] if the layout is not for this
     /// process start now; [`Refusal::TermJump`] as [`Counter::seal`]; [`Refusal::Malformed`] for a page that
     /// contradicts itself, its layout or its driver's other pages: begin again with another driver id.
-    pub fn bootstrap(&mut self, term: Term, page: &Page) -> Result<bool, Refusal> {
+    pub fn bootstrap(&mut self, term: Term, page: &BootstrapPage) -> Result<bool, Refusal> {
         self.check_layout(term, &page.decided)?;
         if term < self.term {
             return Err(self.not_serving(term));
@@ -400,28 +383,25 @@ impl Counter {
     }
 
     /// Adds a page to what its driver sent before.
-    fn take_page(&mut self, page: &Page) -> Result<(), Refusal> {
+    fn take_page(&mut self, page: &BootstrapPage) -> Result<(), Refusal> {
         let known = self
             .drivers
             .iter()
             .position(|driver| driver.id == page.driver);
-        let index = known.unwrap_or_else(|| {
-            if self.drivers.len() == DRIVERS_MAX {
-                self.drivers.pop_front();
-            }
-            self.drivers.push_back(Driver {
-                id: page.driver,
-                streams: Streams::new(self.streams_max, true),
-                received: BTreeSet::new(),
-                last: None,
-            });
-            self.drivers.len() - 1
+        let driver = known.and_then(|index| self.drivers.remove(index));
+        let mut driver = driver.unwrap_or_else(|| Driver {
+            id: page.driver,
+            streams: Streams::new(self.streams_max, true),
+            received: BTreeSet::new(),
+            last: None,
         });
-        let taken = self.drivers[index].take(page);
-        if taken.is_err() {
-            self.drivers.remove(index); // Half a page may have been taken.
+        // A driver whose page is refused is forgotten: half of it may have been taken.
+        driver.take(page)?;
+        if self.drivers.len() == DRIVERS_MAX {
+            self.drivers.pop_front();
         }
-        taken
+        self.drivers.push_back(driver);
+        Ok(())
     }
 
     /// Serves, if all pages of `driver` are here.
@@ -447,7 +427,7 @@ impl Counter {
 }
 
 impl Driver {
-    fn take(&mut self, page: &Page) -> Result<(), Refusal> {
+    fn take(&mut self, page: &BootstrapPage) -> Result<(), Refusal> {
         let beyond_last = self.last.is_some_and(|last| page.page > last);
         let last_moves = page.last && self.last.is_some_and(|last| page.page != last);
         let behind = page.last
@@ -504,7 +484,7 @@ fn check_streams(streams: &[StreamId]) -> Result<(), Refusal> {
 }
 
 /// Tails fall, from below the segment that the term opens: whatever was held when the term was sealed lies below it.
-fn check_tails(page: &Page, start: Position) -> Result<(), Refusal> {
+fn check_tails(page: &BootstrapPage, start: Position) -> Result<(), Refusal> {
     if page.tails.len() > STREAM_TAILS_PAGE_MAX as usize {
         return Err(Refusal::too_large(
             "stream tails in a page",

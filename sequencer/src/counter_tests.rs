@@ -1,6 +1,8 @@
 //! The counter's rules, a sentence each.
 
-use milonga_wire::{Acceptance, Chain, Layout, Origin, Rank, Segment, Server, Settings};
+use milonga_wire::{
+    Acceptance, Chain, Layout, Origin, Rank, Segment, Server, Settings, StreamTail,
+};
 
 use super::*;
 
@@ -73,9 +75,9 @@ pub(crate) fn decided(term: u64, start: u64) -> Decided {
     }
 }
 
-pub(crate) fn page(decided: Decided, tails: Vec<StreamTail>) -> Page {
-    Page {
-        decided: Box::new(decided),
+pub(crate) fn page(decided: Decided, tails: Vec<StreamTail>) -> BootstrapPage {
+    BootstrapPage {
+        decided,
         complete: true,
         driver: [1; 16],
         page: 0,
@@ -320,7 +322,7 @@ fn a_layout_without_the_acceptances_that_decide_it_is_refused() {
 #[test]
 fn the_first_driver_whose_pages_are_whole_wins() {
     let mut counter = counter();
-    let part = |driver: u8, number, last, tails| Page {
+    let part = |driver: u8, number, last, tails| BootstrapPage {
         driver: [driver; 16],
         page: number,
         last,
@@ -347,7 +349,7 @@ fn the_first_driver_whose_pages_are_whole_wins() {
 #[test]
 fn a_new_term_begins_without_the_pages_of_the_one_before() {
     let mut counter = serving(1, 0);
-    let half = Page {
+    let half = BootstrapPage {
         last: false,
         ..page(decided(2, 8), vec![tail(1, known(&[7]))])
     };
@@ -369,7 +371,7 @@ fn a_new_term_begins_without_the_pages_of_the_one_before() {
 fn half_received_bootstraps_are_few() {
     let mut counter = counter();
     for driver in 0..200_u8 {
-        let half = Page {
+        let half = BootstrapPage {
             driver: [driver; 16],
             last: false,
             ..page(decided(0, 0), vec![])
@@ -377,7 +379,7 @@ fn half_received_bootstraps_are_few() {
         counter.bootstrap(Term(0), &half).unwrap();
         assert!(counter.drivers.len() <= DRIVERS_MAX);
     }
-    let whole = Page {
+    let whole = BootstrapPage {
         driver: [0; 16],
         ..page(decided(0, 0), vec![])
     };
@@ -386,6 +388,24 @@ fn half_received_bootstraps_are_few() {
         Ok(true),
         "one that was forgotten begins again"
     );
+}
+
+/// Drivers that died half way must not push out the one that is at work.
+#[test]
+fn the_driver_that_was_silent_the_longest_gives_way() {
+    let mut counter = counter();
+    let part = |driver: u8, number, last| BootstrapPage {
+        driver: [driver; 16],
+        page: number,
+        last,
+        ..page(decided(0, 0), vec![])
+    };
+    for number in 0..9 {
+        counter.bootstrap(Term(0), &part(1, number, false)).unwrap();
+        let died = part(100 + number as u8, 0, false);
+        counter.bootstrap(Term(0), &died).unwrap();
+    }
+    assert_eq!(counter.bootstrap(Term(0), &part(1, 9, true)), Ok(true));
 }
 
 /// Q1, Q5: tails carry over, and what the driver did not know stays unknown (H39).
@@ -412,7 +432,7 @@ fn streams_go_on_from_their_tails() {
 #[test]
 fn after_an_incomplete_bootstrap_an_unlisted_stream_is_unknown() {
     let mut counter = counter();
-    let incomplete = Page {
+    let incomplete = BootstrapPage {
         complete: false,
         ..page(decided(0, 9), vec![tail(1, known(&[3]))])
     };
@@ -454,7 +474,7 @@ fn tails_that_cannot_be_are_refused() {
 
 #[test]
 fn pages_that_contradict_their_driver_are_refused() {
-    let part = |number, last| Page {
+    let part = |number, last| BootstrapPage {
         page: number,
         last,
         ..page(decided(0, 0), vec![])

@@ -22,5 +22,5 @@ mod server;
 mod streams;
 
 pub use config::{Config, ConfigError, Settings};
-pub use counter::{Counter, Page, Standing};
+pub use counter::{Counter, Standing};
 pub use server::Sequencer;

@@ -9,13 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use metrics::{Counter as Count, Gauge, Histogram, counter, gauge, histogram};
 use milonga_host::{Clock, Host, Peer, Responder, Service, Tasks, net};
 use milonga_wire::{
-    Address, Caller, ClusterId, Description, Identity, Incarnation, Kind, Position, Refusal, Reply,
-    Request, SequencerReply, SequencerRequest, ServerName, StreamId, Term, admit,
+    Address, BootstrapPage, Caller, ClusterId, Description, Identity, Incarnation, Kind, Position,
+    Refusal, Reply, Request, SequencerReply, SequencerRequest, ServerName, StreamId, Term, admit,
 };
 use tokio::sync::Notify;
 
 use crate::confirm::{Asker, Jump, Round, peers_of};
-use crate::counter::Page;
 use crate::{Config, Counter, Standing};
 
 /// Seals and bootstraps that may wait for the layout servers at a time.
@@ -150,7 +149,7 @@ impl Sequencer {
         respond.send(sealed);
     }
 
-    fn bootstrap(&self, term: Term, page: Page, respond: Responder) {
+    fn bootstrap(&self, term: Term, page: Box<BootstrapPage>, respond: Responder) {
         let jumps = self.shared.counter().jumps(term);
         if jumps {
             let work = move |shared: &Shared| shared.bootstrap(term, &page);
@@ -171,7 +170,9 @@ impl Service for Sequencer {
         let term = head.term;
         let request = match head.request {
             Request::Sequencer(request) => request,
-            Request::Describe => return respond.send(Ok(Reply::Described(shared.describe()))),
+            Request::Describe => {
+                return respond.send(Ok(Reply::Described(shared.describe().into())));
+            }
             Request::Unit(_) => return respond.send(Err(wrong_kind("log unit"))),
             Request::Layout(_) => return respond.send(Err(wrong_kind("layout server"))),
         };
@@ -185,24 +186,7 @@ impl Service for Sequencer {
                 respond,
             }),
             SequencerRequest::Seal => self.seal(term, respond),
-            SequencerRequest::Bootstrap {
-                decided,
-                complete,
-                driver,
-                page,
-                last,
-                tails,
-            } => {
-                let page = Page {
-                    decided,
-                    complete,
-                    driver,
-                    page,
-                    last,
-                    tails,
-                };
-                self.bootstrap(term, page, respond);
-            }
+            SequencerRequest::Bootstrap(page) => self.bootstrap(term, page, respond),
             SequencerRequest::Probe => {
                 let serving = shared.counter().standing() == Standing::Serving;
                 respond.send(Ok(Reply::Sequencer(SequencerReply::Probed { serving })));
@@ -237,7 +221,7 @@ impl Shared {
         Ok(Reply::Sequencer(SequencerReply::Sealed { counter }))
     }
 
-    fn bootstrap(&self, term: Term, page: &Page) -> Result<Reply, Refusal> {
+    fn bootstrap(&self, term: Term, page: &BootstrapPage) -> Result<Reply, Refusal> {
         let mut core = self.counter();
         let before = core.standing();
         let serving = core.bootstrap(term, page)?;

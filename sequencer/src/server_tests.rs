@@ -161,17 +161,7 @@ impl Fixture {
 
     fn bootstrap(&self, term: u64) -> Answered {
         let page = page(self.names_it(term), vec![]);
-        self.ask(
-            term,
-            SequencerRequest::Bootstrap {
-                decided: page.decided,
-                complete: page.complete,
-                driver: page.driver,
-                page: page.page,
-                last: page.last,
-                tails: page.tails,
-            },
-        )
+        self.ask(term, SequencerRequest::Bootstrap(page.into()))
     }
 
     fn end(&self, term: u64) -> Answered {

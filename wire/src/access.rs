@@ -150,7 +150,7 @@ impl Access {
             Request::Sequencer(request) => match request {
                 SequencerRequest::End { .. } => Self::AtLeastOrServer(Role::Reader),
                 SequencerRequest::Tokens { .. } => Self::AtLeast(Role::Writer),
-                SequencerRequest::Seal | SequencerRequest::Bootstrap { .. } => {
+                SequencerRequest::Seal | SequencerRequest::Bootstrap(_) => {
                     Self::AtLeast(Role::Control)
                 }
                 SequencerRequest::Probe => Self::AtLeastOrServer(Role::Control),

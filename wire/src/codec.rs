@@ -6,10 +6,9 @@
 //! Numbers are little-endian. The version is the head's first byte and is counted in its length.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use postcard::ser_flavors::{Flavor, Size};
+use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use smallvec::SmallVec;
 
 use crate::limits::{FRAME_BYTES_MAX, HEAD_BYTES_MAX};
 
@@ -43,90 +42,138 @@ pub enum DecodeError {
 }
 
 /// The raw bytes behind a head, in as many chunks as they arrived in.
+///
+/// Small, because it is moved along with every request and reply: nearly all of them have one chunk or none.
+#[derive(Clone, Debug)]
+pub struct Payload(Chunks);
+
+#[derive(Clone, Debug)]
+enum Chunks {
+    /// Empty if there are no bytes at all.
+    One(Bytes),
+    Many(Box<Many>),
+}
+
 #[derive(Clone, Debug, Default)]
-pub struct Payload {
-    chunks: SmallVec<[Bytes; 2]>,
+struct Many {
+    chunks: Vec<Bytes>,
     len: usize,
 }
 
 impl Payload {
     /// No bytes.
-    pub fn new() -> Self {
-        Self::default()
+    pub const fn new() -> Self {
+        Self(Chunks::One(Bytes::new()))
     }
 
     /// How many bytes.
     pub fn len(&self) -> usize {
-        self.len
+        match &self.0 {
+            Chunks::One(only) => only.len(),
+            Chunks::Many(many) => many.len,
+        }
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Adds bytes at the end.
     pub fn push(&mut self, chunk: Bytes) {
-        if !chunk.is_empty() {
-            self.len += chunk.len();
-            self.chunks.push(chunk);
+        if chunk.is_empty() {
+            return;
+        }
+        match &mut self.0 {
+            Chunks::One(only) if only.is_empty() => *only = chunk,
+            Chunks::One(only) => {
+                let len = only.len() + chunk.len();
+                let chunks = vec![std::mem::take(only), chunk];
+                self.0 = Chunks::Many(Box::new(Many { chunks, len }));
+            }
+            Chunks::Many(many) => {
+                many.len += chunk.len();
+                many.chunks.push(chunk);
+            }
         }
     }
 
     /// Adds all of `other` at the end.
     pub fn append(&mut self, other: Self) {
-        self.len += other.len;
-        self.chunks.extend(other.chunks);
+        match other.0 {
+            Chunks::One(only) => self.push(only),
+            Chunks::Many(many) => many.chunks.into_iter().for_each(|chunk| self.push(chunk)),
+        }
     }
 
     /// The chunks, in order; none is empty.
     pub fn chunks(&self) -> &[Bytes] {
-        &self.chunks
+        match &self.0 {
+            Chunks::One(only) if only.is_empty() => &[],
+            Chunks::One(only) => std::slice::from_ref(only),
+            Chunks::Many(many) => &many.chunks,
+        }
     }
 
     /// Takes the first `count` bytes out, sharing their memory; all there are if there are fewer.
     pub fn split_to(&mut self, count: usize) -> Self {
+        let many = match &mut self.0 {
+            Chunks::One(only) => return only.split_to(count.min(only.len())).into(),
+            Chunks::Many(many) => many,
+        };
         let mut taken = Self::new();
+        let mut missing = count.min(many.len);
+        many.len -= missing;
         let mut whole = 0;
-        for chunk in &mut self.chunks {
-            let missing = count - taken.len;
-            if missing == 0 {
+        for chunk in &mut many.chunks {
+            if chunk.len() > missing {
+                taken.push(chunk.split_to(missing));
                 break;
             }
-            if chunk.len() <= missing {
-                taken.push(std::mem::take(chunk));
-                whole += 1;
-            } else {
-                taken.push(chunk.split_to(missing));
-            }
+            missing -= chunk.len();
+            taken.push(std::mem::take(chunk));
+            whole += 1;
         }
-        self.chunks.drain(..whole);
-        self.len -= taken.len;
+        many.chunks.drain(..whole);
+        if let [last] = many.chunks.as_mut_slice() {
+            *self = std::mem::take(last).into();
+        }
         taken
     }
 
     /// All bytes in one piece: shared if there is one chunk, else copied.
     pub fn into_bytes(self) -> Bytes {
-        let Self { mut chunks, len } = self;
-        match chunks.len() {
+        let mut many = match self.0 {
+            Chunks::One(only) => return only,
+            Chunks::Many(many) => many,
+        };
+        match many.chunks.len() {
             0 => Bytes::new(),
-            1 => chunks.remove(0),
+            1 => many.chunks.remove(0),
             _ => {
-                let mut joined = BytesMut::with_capacity(len);
-                for chunk in chunks {
+                let mut joined = BytesMut::with_capacity(many.len);
+                for chunk in many.chunks {
                     joined.put(chunk);
                 }
                 joined.freeze()
             }
         }
     }
+
+    fn bytes(&self) -> impl Iterator<Item = &u8> {
+        self.chunks().iter().flatten()
+    }
+}
+
+impl Default for Payload {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl From<Bytes> for Payload {
     fn from(chunk: Bytes) -> Self {
-        let mut payload = Self::new();
-        payload.push(chunk);
-        payload
+        Self(Chunks::One(chunk))
     }
 }
 
@@ -138,12 +185,7 @@ impl From<Vec<u8>> for Payload {
 
 impl PartialEq for Payload {
     fn eq(&self, other: &Self) -> bool {
-        self.len == other.len
-            && self
-                .chunks
-                .iter()
-                .flatten()
-                .eq(other.chunks.iter().flatten())
+        self.len() == other.len() && self.bytes().eq(other.bytes())
     }
 }
 
@@ -181,23 +223,7 @@ impl Frame {
     /// # Errors
     /// If it is of another version, or no `T` and nothing but a `T` (W1).
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
-        let (version, head) = self
-            .head
-            .split_first()
-            .ok_or_else(|| DecodeError::Malformed {
-                why: "an empty head".to_owned(),
-            })?;
-        if *version != FORMAT_VERSION {
-            return Err(DecodeError::Version { found: *version });
-        }
-        let (value, rest) = postcard::take_from_bytes(head).map_err(|error| not_a_head(&error))?;
-        if rest.is_empty() {
-            Ok(value)
-        } else {
-            Err(DecodeError::Malformed {
-                why: format!("{} bytes behind the head", rest.len()),
-            })
-        }
+        decode_head(&self.head)
     }
 
     /// Bytes on the wire.
@@ -212,21 +238,6 @@ impl Frame {
         out.put_u32_le(length as u32);
         out.put_u32_le(self.head.len() as u32);
         out.put_slice(&self.head);
-    }
-
-    /// How many bytes a frame of `head` and a payload of `payload_bytes` has on the wire.
-    ///
-    /// # Errors
-    /// [`DecodeError::TooLarge`] if it would be over the limits.
-    pub fn measure<T: Serialize>(head: &T, payload_bytes: usize) -> Result<usize, DecodeError> {
-        let bytes = postcard::serialize_with_flavor(head, Size::default());
-        let head_bytes = 1 + bytes.map_err(|error| not_a_head(&error))?;
-        let asked = PREFIX + head_bytes + payload_bytes;
-        if head_bytes > HEAD_BYTES_MAX || asked > FRAME_BYTES_MAX {
-            let asked = asked as u64;
-            return Err(DecodeError::TooLarge { asked });
-        }
-        Ok(asked)
     }
 
     /// Appends prefix and head of a frame to `out` without building it first; `payload_bytes` bytes of payload must
@@ -264,46 +275,77 @@ impl Frame {
     /// # Errors
     /// If the next frame is over the limits or its lengths contradict each other: the connection is of no use any more.
     pub fn take_from(arrived: &mut Payload) -> Result<Option<Self>, DecodeError> {
-        let Some([length, head]) = peek_prefix(arrived) else {
-            return Ok(None);
+        let taken = next_frame(arrived, Bytes::copy_from_slice)?;
+        Ok(taken.map(|(head, payload)| Self { head, payload }))
+    }
+}
+
+/// Takes the first whole frame out of what arrived, and gives what `read` makes of its head, and its payload; nothing if
+/// more bytes are needed. Nearly always, nothing is copied.
+///
+/// # Errors
+/// If the next frame is over the limits or its lengths contradict each other: the connection is of no use any more.
+pub fn next_frame<T>(
+    arrived: &mut Payload,
+    read: impl FnOnce(&[u8]) -> T,
+) -> Result<Option<(T, Payload)>, DecodeError> {
+    let Some([length, head]) = peek_prefix(arrived) else {
+        return Ok(None);
+    };
+    let whole = u64::from(length) + 4;
+    if whole > FRAME_BYTES_MAX as u64 {
+        return Err(DecodeError::TooLarge { asked: whole });
+    }
+    if head as usize > HEAD_BYTES_MAX || u64::from(head) + 4 > u64::from(length) {
+        return Err(DecodeError::Malformed {
+            why: format!("a head of {head} bytes in {length}"),
+        });
+    }
+    if (arrived.len() as u64) < whole {
+        return Ok(None);
+    }
+    let behind = PREFIX + head as usize;
+    let payload_bytes = whole as usize - behind;
+    if let Chunks::One(only) = &mut arrived.0 {
+        // Most frames are small and lie in one chunk with many others.
+        let made = read(&only[PREFIX..behind]);
+        only.advance(behind);
+        let payload = if payload_bytes == 0 {
+            Payload::new()
+        } else {
+            only.split_to(payload_bytes).into()
         };
-        let whole = u64::from(length) + 4;
-        if whole > FRAME_BYTES_MAX as u64 {
-            return Err(DecodeError::TooLarge { asked: whole });
+        return Ok(Some((made, payload)));
+    }
+    let made = match arrived.chunks() {
+        [first, ..] if first.len() >= behind => {
+            let made = read(&first[PREFIX..behind]);
+            drop(arrived.split_to(behind));
+            made
         }
-        if head as usize > HEAD_BYTES_MAX || u64::from(head) + 4 > u64::from(length) {
-            return Err(DecodeError::Malformed {
-                why: format!("a head of {head} bytes in {length}"),
-            });
-        }
-        if (arrived.len() as u64) < whole {
-            return Ok(None);
-        }
-        if let Some(first) = arrived.chunks.first_mut()
-            && first.len() as u64 > whole
-        {
-            // Most frames are small and lie in one chunk with many others.
-            let mut frame = first.split_to(whole as usize);
-            arrived.len -= whole as usize;
-            frame.advance(PREFIX);
-            if head as usize == frame.len() {
-                let payload = Payload::new();
-                return Ok(Some(Self {
-                    head: frame,
-                    payload,
-                }));
-            }
-            let head = frame.split_to(head as usize);
-            let payload = frame.into();
-            return Ok(Some(Self { head, payload }));
-        }
-        drop(arrived.split_to(PREFIX));
-        let head_bytes = arrived.split_to(head as usize).into_bytes();
-        let payload = arrived.split_to(length as usize - 4 - head as usize);
-        Ok(Some(Self {
-            head: head_bytes,
-            payload,
-        }))
+        _ => read(&arrived.split_to(behind).into_bytes()[PREFIX..]),
+    };
+    Ok(Some((made, arrived.split_to(payload_bytes))))
+}
+
+/// The value of a head.
+///
+/// # Errors
+/// If it is of another version, or no `T` and nothing but a `T` (W1).
+pub fn decode_head<T: DeserializeOwned>(head: &[u8]) -> Result<T, DecodeError> {
+    let (version, head) = head.split_first().ok_or_else(|| DecodeError::Malformed {
+        why: "an empty head".to_owned(),
+    })?;
+    if *version != FORMAT_VERSION {
+        return Err(DecodeError::Version { found: *version });
+    }
+    let (value, rest) = postcard::take_from_bytes(head).map_err(|error| not_a_head(&error))?;
+    if rest.is_empty() {
+        Ok(value)
+    } else {
+        Err(DecodeError::Malformed {
+            why: format!("{} bytes behind the head", rest.len()),
+        })
     }
 }
 
@@ -375,14 +417,15 @@ fn peek_prefix(arrived: &Payload) -> Option<[u32; 2]> {
         return None;
     }
     let mut prefix = [0; PREFIX];
-    if let Some(whole) = arrived.chunks.first().and_then(|chunk| chunk.first_chunk()) {
+    if let Some(whole) = arrived
+        .chunks()
+        .first()
+        .and_then(|chunk| chunk.first_chunk())
+    {
         prefix = *whole;
     } else {
-        let bytes = arrived.chunks.iter().flatten();
-        prefix
-            .iter_mut()
-            .zip(bytes)
-            .for_each(|(slot, byte)| *slot = *byte);
+        let slots = prefix.iter_mut().zip(arrived.bytes());
+        slots.for_each(|(slot, byte)| *slot = *byte);
     }
     let both = u64::from_le_bytes(prefix);
     Some([both as u32, (both >> 32) as u32])
@@ -423,7 +466,6 @@ mod tests {
                 let whole = Frame::encode_into(&mut direct, head, body.len()).unwrap();
                 direct.put_slice(body);
                 prop_assert_eq!(direct.len() - before, whole);
-                prop_assert_eq!(Frame::measure(head, body.len()), Ok(whole));
             }
             prop_assert_eq!(&direct[..], &bytes[..]);
 
@@ -473,7 +515,6 @@ mod tests {
         let mut out = BytesMut::from(&b"before"[..]);
         let refused = Frame::encode_into(&mut out, &7_u64, FRAME_BYTES_MAX);
         assert!(matches!(refused, Err(DecodeError::TooLarge { .. })));
-        assert_eq!(Frame::measure(&7_u64, FRAME_BYTES_MAX).err(), refused.err());
         assert_eq!(&out[..], b"before");
     }
 

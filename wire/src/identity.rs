@@ -29,7 +29,8 @@ macro_rules! hex_id {
                 if out.is_human_readable() {
                     out.collect_str(self)
                 } else {
-                    self.0.serialize(out)
+                    // In one piece: as an array its bytes would be written one by one.
+                    out.serialize_bytes(&self.0)
                 }
             }
         }
@@ -40,7 +41,7 @@ macro_rules! hex_id {
                     let text = String::deserialize(from)?;
                     text.parse().map_err(serde::de::Error::custom)
                 } else {
-                    <[u8; 16]>::deserialize(from).map(Self)
+                    from.deserialize_bytes($crate::identity::SixteenBytes).map(Self)
                 }
             }
         }
@@ -75,6 +76,21 @@ macro_rules! hex_id {
     };
 }
 pub(crate) use hex_id;
+
+/// Takes the 16 bytes of an id, and nothing else.
+pub(crate) struct SixteenBytes;
+
+impl serde::de::Visitor<'_> for SixteenBytes {
+    type Value = [u8; 16];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("16 bytes")
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<[u8; 16], E> {
+        <[u8; 16]>::try_from(bytes).map_err(|_| E::invalid_length(bytes.len(), &self))
+    }
+}
 
 hex_id!(
     /// Which cluster. Made with its certificate authority, and carried in every certificate and request.
@@ -294,13 +310,15 @@ mod tests {
         assert!("+ffffffffffffff0".parse::<Incarnation>().is_err());
     }
 
-    /// People read ids as text; the wire carries their 16 bytes, and nothing else.
+    /// People read ids as text; the wire carries their 16 bytes behind their number, and takes no other number.
     #[test]
     fn an_id_is_sixteen_bytes_on_the_wire() {
         let id = ClusterId([7; 16]);
         let bytes = postcard::to_stdvec(&id).unwrap();
 
-        assert_eq!(bytes, [7; 16]);
+        assert_eq!(bytes, [&[16][..], &[7; 16]].concat());
         assert_eq!(postcard::from_bytes(&bytes), Ok(id));
+        assert!(postcard::from_bytes::<ClusterId>(&[&[15][..], &[7; 16]].concat()).is_err());
+        assert!(postcard::from_bytes::<ClusterId>(&[&[17][..], &[7; 17]].concat()).is_err());
     }
 }

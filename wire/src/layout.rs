@@ -74,6 +74,22 @@ impl Segment {
         ((position.0 / u64::from(self.stripe_width)) % self.chains.len() as u64) as usize
     }
 
+    /// The last position of chain `index` that lies in this segment below `limit`.
+    pub fn last_below(&self, index: usize, limit: Position) -> Option<Position> {
+        let mut last = Position(limit.0.checked_sub(1)?);
+        for _ in &self.chains {
+            if last < self.start {
+                return None;
+            }
+            if self.chain_index(last) == index {
+                return Some(last);
+            }
+            let stripe = last.0 - last.0 % u64::from(self.stripe_width);
+            last = Position(stripe.checked_sub(1)?);
+        }
+        None
+    }
+
     /// The positions of chain `index`.
     pub fn stripes(&self, index: usize) -> Stripes {
         Stripes {
@@ -477,6 +493,20 @@ pub(crate) mod tests {
             assert!(piece.positions().all(|p| layout.chain_of(p).0 == chain));
         }
         assert_eq!(next, span.end);
+    }
+
+    /// W2.
+    #[test]
+    fn the_last_position_of_a_chain_below_a_limit_is_found_across_stripes() {
+        let mut segment = layout().segments[0].clone();
+        (segment.start, segment.stripe_width) = (Position(4), 3);
+        let chains = segment.chains.len();
+        for (index, limit) in (0..chains).flat_map(|i| (0..40).map(move |limit| (i, limit))) {
+            let expected = (4..limit)
+                .map(Position)
+                .rfind(|p| segment.chain_index(*p) == index);
+            assert_eq!(segment.last_below(index, Position(limit)), expected);
+        }
     }
 
     /// L1, L2.

@@ -20,7 +20,7 @@ mod refusal;
 mod stream;
 
 pub use access::{Access, Caller, Role, admit};
-pub use codec::{DecodeError, FORMAT_VERSION, Frame, Payload};
+pub use codec::{DecodeError, FORMAT_VERSION, Frame, Payload, decode_head, next_frame};
 pub use entry::{EntryHead, Holder, Piece, Session, Stamp};
 pub use identity::{Address, ClusterId, Identity, Incarnation, InvalidName, ServerName};
 pub use layout::{
@@ -28,7 +28,7 @@ pub use layout::{
     Settings,
 };
 pub use message::layout::{LayoutReply, LayoutRequest, Promise, Report, Standing};
-pub use message::sequencer::{SequencerReply, SequencerRequest, StreamTail, Token};
+pub use message::sequencer::{BootstrapPage, SequencerReply, SequencerRequest, StreamTail, Token};
 pub use message::unit::{
     Answer, ConfirmedEnd, Fill, FillOutcome, Held, Sealed, UnitReply, UnitRequest, WriteKind,
     WriteOutcome,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use milonga_wire::limits::WINDOW_POSITIONS;
 use milonga_wire::{Request, Role, Term, WriteKind};
 
 use super::*;
@@ -366,4 +367,31 @@ async fn an_append_over_a_bound_is_refused_before_anything_is_asked() {
         );
     }
     assert_eq!(cluster.count(|_| true), 0);
+}
+
+/// Positions that were issued and never written must not leave the log closed to everybody.
+#[tokio::test(start_paused = true)]
+async fn an_append_far_above_what_the_units_hold_moves_their_windows_on() {
+    let cluster = Cluster::new(2, 2, 3);
+    let log = cluster.client(Role::Writer);
+    let decided = log.layout().await.unwrap();
+    let layout = &decided.layout;
+    let burnt = 5 * WINDOW_POSITIONS / 2;
+    for _ in 0..=burnt / u64::from(RUN_RECORDS_MAX) {
+        let request = SequencerRequest::Tokens {
+            count: RUN_RECORDS_MAX,
+            streams: vec![],
+        };
+        let calls = &log.shared.calls;
+        let token = calls.sequencer(&layout.sequencer, layout.term, request);
+        token.await.unwrap();
+    }
+
+    let position = log.append("far", &[]).await.unwrap();
+    assert!(position.0 > burnt);
+    let batch = log.append_batch(&records(9), &[]).await.unwrap();
+    let read = log.read(batch.positions[8]).await.unwrap();
+    assert_eq!(read.payload(), Some(&records(9)[8]));
+    let fills = cluster.seen("u-00", "fill") + cluster.seen("u-10", "fill");
+    assert!((1..=8).contains(&fills), "{fills}");
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX};
 use milonga_wire::{
-    Acceptance, Before, Decided, Description, InvalidLayout, Kind, Layout, LayoutReply,
-    LayoutRequest, Origin, Payload, Position, Rank, Refusal, Sealed, SequencerReply,
+    Acceptance, Before, BootstrapPage, Decided, Description, InvalidLayout, Kind, Layout,
+    LayoutReply, LayoutRequest, Origin, Payload, Position, Rank, Refusal, Sealed, SequencerReply,
     SequencerRequest, Server, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
 };
 
@@ -452,7 +452,7 @@ async fn seal_unit(log: &Log, unit: &Server, term: Term) -> Result<Sealed, Failu
         .unit(&unit, term, UnitRequest::Seal, Payload::new())
         .await?
     {
-        (UnitReply::Sealed(sealed), _) => Ok(sealed),
+        (UnitReply::Sealed(sealed), _) => Ok(*sealed),
         _ => Err(unexpected(unit.name.as_str())),
     }
 }
@@ -574,14 +574,14 @@ async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
             .take(STREAM_TAILS_PAGE_MAX as usize)
             .cloned()
             .collect();
-        let request = SequencerRequest::Bootstrap {
-            decided: Box::new(decided.clone()),
+        let request = SequencerRequest::Bootstrap(Box::new(BootstrapPage {
+            decided: decided.clone(),
             complete,
             driver,
             page: page as u32,
             last: page + 1 == pages,
             tails: part,
-        };
+        }));
         match log
             .shared
             .calls

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use milonga_wire::limits::BACKPOINTERS;
 use milonga_wire::{
-    Before, Decided, Position, Refusal, SequencerReply, SequencerRequest, Server, StreamId,
-    StreamLink, Term, Token,
+    Before, BootstrapPage, Decided, Position, Refusal, SequencerReply, SequencerRequest, Server,
+    StreamId, StreamLink, Term, Token,
 };
 
 use super::layout::LayoutServer;
@@ -86,7 +86,8 @@ impl Sequencer {
                 };
                 Ok(SequencerReply::Sealed { counter })
             }
-            SequencerRequest::Bootstrap { decided, tails, .. } => {
+            SequencerRequest::Bootstrap(page) => {
+                let BootstrapPage { decided, tails, .. } = *page;
                 if term < self.term {
                     return Err(self.stale(term, layout));
                 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use milonga_wire::limits::BACKPOINTERS;
+use milonga_wire::limits::{BACKPOINTERS, WINDOW_POSITIONS};
 use milonga_wire::{
     Answer, Before, EntryHead, Fill, FillOutcome, Holder, Incarnation, Payload, Piece, Position,
     Refusal, Sealed, Server, Span, StreamId, Stripes, Term, UnitReply, UnitRequest, WriteKind,
@@ -160,7 +160,7 @@ impl Unit {
             return Err(self.check_term(term).expect_err("it is lower"));
         }
         self.term = term;
-        Ok(UnitReply::Sealed(Sealed {
+        Ok(UnitReply::Sealed(Box::new(Sealed {
             identity: self.server.identity,
             incarnation: self.server.incarnation,
             end: self.end(),
@@ -170,7 +170,7 @@ impl Unit {
             settled: self.settled,
             held: vec![],
             announced: self.announced,
-        }))
+        })))
     }
 
     fn is_unknown(&self, position: Position) -> bool {
@@ -211,6 +211,11 @@ impl Unit {
                     position: piece.first,
                     limit: start,
                 });
+            }
+            let limit = self.end().max(start).plus(WINDOW_POSITIONS);
+            if kind != WriteKind::Copy && piece.span().end > limit {
+                let position = piece.first.max(limit);
+                return Err(Refusal::OutOfWindow { position, limit });
             }
             if piece.first < self.trimmed {
                 return Err(Refusal::Trimmed { to: self.trimmed });
@@ -267,6 +272,10 @@ impl Unit {
         for position in fill.spans.iter().flat_map(|span| span.positions()) {
             if position >= end {
                 return Err(Refusal::BeyondEnd { position, end });
+            }
+            let limit = self.end().max(start).plus(WINDOW_POSITIONS);
+            if fill.kind != WriteKind::Copy && position >= limit {
+                return Err(Refusal::OutOfWindow { position, limit });
             }
             match self.entries.get(&position) {
                 Some(Slot::Data(head, _)) => taken.push((position, head.stamp)),

@@ -12,14 +12,16 @@ use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
-use milonga_wire::Frame;
+use milonga_wire::RequestHead;
+use serde::{Serialize, Serializer};
 use tokio::sync::{Notify, Semaphore};
 
 use super::queue::Queue;
 use crate::Moment;
-use crate::net::Request;
+use crate::net::{Request, Response};
 
 /// Bits of an id that say which slot; the rest count the slot's calls.
 const SLOT_BITS: u32 = 20;
@@ -29,8 +31,7 @@ pub(super) const CALLS_MAX: usize = 1 << SLOT_BITS;
 /// What became of a call.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Whoever waits decodes it.
-    Reply(Frame),
+    Reply(Response),
     NotSent(Arc<str>),
     Lost(Arc<str>),
     Deadline,
@@ -53,6 +54,11 @@ pub(super) struct Lane {
 #[derive(Debug, Default)]
 struct State {
     queue: Queue,
+    /// The writer has nothing to do, or has been woken and not run yet.
+    writer_waits: bool,
+    /// When it was woken: also the moment for the calls that come before it runs. Looking at the clock for each would
+    /// cost more than the rest of its queueing.
+    woken: Option<Moment>,
     /// Bytes that the writer has passed on.
     written: u64,
     slots: Vec<Slot>,
@@ -95,7 +101,7 @@ impl Lane {
         }
     }
 
-    /// Waits for room for a frame of `bytes` (B1). Nothing if the lane fails meanwhile.
+    /// Waits for room for a frame of about `bytes` (B1). Nothing if the lane fails meanwhile.
     pub(super) async fn admit(self: &Arc<Self>, bytes: usize) -> Option<Room> {
         let bytes = self.charge(bytes);
         let permit = self.room.acquire_many(bytes).await.ok()?;
@@ -124,7 +130,9 @@ impl Lane {
                 if state.failed.is_some() {
                     return None;
                 }
-                if !state.queue.is_empty() {
+                state.writer_waits = state.queue.is_empty();
+                state.woken = None;
+                if !state.writer_waits {
                     return Some(state.queue.take(parts));
                 }
             }
@@ -266,11 +274,23 @@ impl Lane {
 pub(super) struct Room(Arc<Lane>, u32);
 
 impl Room {
-    /// Sends `request` and waits for its reply until `deadline`.
-    pub(super) fn exchange(self, request: Request, deadline: Moment) -> Exchange {
-        Exchange {
-            step: Step::Queue(self, request),
-            deadline,
+    /// Queues `request`, whose reply is waited for at most `within` from `now`.
+    ///
+    /// # Errors
+    /// What became of it, if it cannot be queued.
+    pub(super) fn exchange(
+        mut self,
+        request: &Request,
+        now: impl FnOnce() -> Moment,
+        within: Duration,
+    ) -> Result<Exchange, Outcome> {
+        let charge = mem::take(&mut self.1);
+        match self.0.queue(request, charge, now, within) {
+            Ok(id) => Ok(Exchange(self.0.clone(), id)),
+            Err(outcome) => {
+                self.0.release(charge as usize);
+                Err(outcome)
+            }
         }
     }
 }
@@ -281,60 +301,29 @@ impl Drop for Room {
     }
 }
 
-/// One call. Dropping it gives the call up.
+/// One call that waits for its reply. Dropping it gives the call up.
 #[derive(Debug)]
-pub(super) struct Exchange {
-    step: Step,
-    deadline: Moment,
-}
+pub(super) struct Exchange(Arc<Lane>, u64);
 
-#[derive(Debug)]
-#[allow(clippy::large_enum_variant)] // It is made once per call and not moved: a box would cost more.
-enum Step {
-    Queue(Room, Request),
-    Wait(Arc<Lane>, u64),
-    Done,
-}
+/// The id of a call that is over.
+const OVER: u64 = u64::MAX;
 
 impl Future for Exchange {
     type Output = Outcome;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
-        let this = self.get_mut();
-        match &mut this.step {
-            Step::Queue(room, request) => {
-                let charge = mem::take(&mut room.1);
-                match room
-                    .0
-                    .queue(request, charge, this.deadline, context.waker())
-                {
-                    Ok(id) => {
-                        this.step = Step::Wait(room.0.clone(), id);
-                        Poll::Pending
-                    }
-                    Err(outcome) => {
-                        room.0.release(charge as usize);
-                        this.step = Step::Done;
-                        Poll::Ready(*outcome)
-                    }
-                }
-            }
-            Step::Wait(lane, id) => match lane.poll_outcome(*id, context.waker()) {
-                Poll::Ready(outcome) => {
-                    this.step = Step::Done;
-                    Poll::Ready(outcome)
-                }
-                Poll::Pending => Poll::Pending,
-            },
-            Step::Done => Poll::Pending,
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        let outcome = self.0.poll_outcome(self.1, context.waker());
+        if outcome.is_ready() {
+            self.1 = OVER;
         }
+        outcome
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Step::Wait(lane, id) = &self.step {
-            lane.abandon(*id);
+        if self.1 != OVER {
+            self.0.abandon(self.1);
         }
     }
 }
@@ -342,15 +331,15 @@ impl Drop for Exchange {
 impl Lane {
     fn queue(
         &self,
-        request: &mut Request,
+        request: &Request,
         charge: u32,
-        deadline: Moment,
-        waker: &Waker,
-    ) -> Result<u64, Box<Outcome>> {
+        now: impl FnOnce() -> Moment,
+        within: Duration,
+    ) -> Result<u64, Outcome> {
         let mut state = self.state();
         let state = &mut *state;
         if let Some(why) = &state.failed {
-            return Err(Outcome::NotSent(why.clone()).into());
+            return Err(Outcome::NotSent(why.clone()));
         }
         let index = match state.free.pop() {
             Some(index) => index,
@@ -366,22 +355,35 @@ impl Lane {
             }
             None => {
                 let why = format!("{CALLS_MAX} calls are in flight; wait for replies");
-                return Err(Outcome::NotSent(why.into()).into());
+                return Err(Outcome::NotSent(why.into()));
             }
         };
         let slot = &mut state.slots[index as usize];
         slot.count += 1;
         let id = (slot.count << SLOT_BITS) | u64::from(index);
         let was_empty = state.queue.is_empty();
-        request.head.id = id;
-        if let Err(error) = state.queue.push(&request.head, &request.payload) {
-            state.free.push(index);
-            return Err(Outcome::Protocol(error.to_string()).into());
+        match state
+            .queue
+            .push(&Numbered(id, &request.head), &request.payload)
+        {
+            Ok(bytes) => {
+                // B1: what the guess was short of, as far as there is room left.
+                let short = bytes.saturating_sub(charge as usize);
+                slot.charge = charge + self.room.forget_permits(short) as u32;
+            }
+            Err(error) => {
+                state.free.push(index);
+                return Err(Outcome::Protocol(error.to_string()));
+            }
         }
-        slot.charge = charge;
+        let now = match state.woken {
+            Some(woken) if state.writer_waits => woken,
+            _ => *state.woken.insert(now()),
+        };
+        let deadline = now.plus(within);
         slot.end = state.queue.queued();
         slot.deadline = Some(deadline);
-        slot.phase = Phase::Waiting(waker.clone());
+        slot.phase = Phase::Waiting(Waker::noop().clone());
         state.waiting += 1;
         state.calls += 1;
         if was_empty {
@@ -443,6 +445,23 @@ fn index_of(id: u64) -> usize {
     (id & ((1 << SLOT_BITS) - 1)) as usize
 }
 
+/// A head as it is written: with the id that its call got.
+struct Numbered<'a>(u64, &'a RequestHead);
+
+impl Serialize for Numbered<'_> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        let Self(id, head) = self;
+        let RequestHead {
+            id: _,
+            cluster,
+            to,
+            term,
+            request,
+        } = head;
+        (id, cluster, to, term, request).serialize(out)
+    }
+}
+
 /// What a call that ends without a reply gives back at once; the rest follows when its frame is written.
 fn give_up(slot: &mut Slot, written: u64, given_up: &mut BTreeMap<u64, u32>) -> usize {
     let charge = mem::take(&mut slot.charge);
@@ -455,9 +474,7 @@ fn give_up(slot: &mut Slot, written: u64, given_up: &mut BTreeMap<u64, u32>) -> 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use milonga_wire::{ClusterId, Payload, Request as Asked, RequestHead, Term};
+    use milonga_wire::{ClusterId, Frame, Payload, Refusal, Request as Asked, Term};
     use tokio::task::JoinHandle;
 
     use super::*;
@@ -477,14 +494,16 @@ mod tests {
     }
 
     fn answer(id: u64) -> (u64, Outcome) {
-        let frame = Frame::new(&id, Payload::new()).unwrap();
-        (id, Outcome::Reply(frame))
+        let reply = Err(Refusal::DiskFull);
+        let payload = id.to_le_bytes().to_vec().into();
+        (id, Outcome::Reply(Response { reply, payload }))
     }
 
     fn start(lane: &Arc<Lane>, bytes: usize, within_ms: u64) -> JoinHandle<Outcome> {
         let room = lane.try_admit(bytes).unwrap();
-        let deadline = Clock::real().now().plus(Duration::from_millis(within_ms));
-        tokio::spawn(room.exchange(request(bytes), deadline))
+        let within = Duration::from_millis(within_ms);
+        let exchange = room.exchange(&request(bytes), || Clock::real().now(), within);
+        tokio::spawn(exchange.unwrap())
     }
 
     async fn ids(lane: &Lane) -> Vec<u64> {
@@ -519,10 +538,10 @@ mod tests {
         assert_eq!(old & 0xfffff, right & 0xfffff);
         deliver(&lane, [answer(old), answer(77)]);
         deliver(&lane, [answer(right)]);
-        let Outcome::Reply(frame) = second.await.unwrap() else {
+        let Outcome::Reply(response) = second.await.unwrap() else {
             panic!("no reply");
         };
-        assert_eq!(frame.decode::<u64>(), Ok(right));
+        assert_eq!(response.payload, right.to_le_bytes().to_vec().into());
         assert_eq!(lane.usage(), (0, 2));
     }
 

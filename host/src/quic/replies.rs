@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use super::queue::Queue;
 use crate::Responder;
+use crate::net::Answers;
 
 /// What one connection holds (B2).
 #[derive(Debug)]
@@ -106,11 +107,10 @@ impl Replies {
     pub(super) fn responder(self: &Arc<Self>, id: u64, bytes: usize) -> Responder {
         self.load.add(bytes);
         self.open.fetch_add(1, Ordering::AcqRel);
-        let work = Work(self.clone(), bytes);
-        Responder::new(id, move |head, payload| work.0.answer(&head, &payload))
+        Responder::of(self.clone(), id, bytes)
     }
 
-    fn answer(&self, head: &ReplyHead, payload: &Payload) {
+    fn push(&self, head: &ReplyHead, payload: &Payload) {
         let mut queue = self.queue();
         if self.dead.load(Ordering::Acquire) {
             return;
@@ -190,17 +190,18 @@ impl Replies {
     }
 }
 
-/// A request at work (B3).
-struct Work(Arc<Replies>, usize);
+impl Answers for Replies {
+    fn answer(&self, head: ReplyHead, payload: Payload) {
+        self.push(&head, &payload);
+    }
 
-impl Drop for Work {
-    fn drop(&mut self) {
-        let replies = &self.0;
-        let last = replies.open.fetch_sub(1, Ordering::AcqRel) == 1;
-        if last && replies.closing.load(Ordering::Acquire) {
-            replies.ready.notify_one();
+    /// B3.
+    fn over(&self, bytes: usize) {
+        let last = self.open.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last && self.closing.load(Ordering::Acquire) {
+            self.ready.notify_one();
         }
-        replies.load.release(self.1);
+        self.load.release(bytes);
     }
 }
 

@@ -102,7 +102,7 @@ impl Rig {
 
     fn sealed(&mut self, term: u64) -> milonga_wire::Sealed {
         match self.one(term, Command::Seal) {
-            Ok(UnitReply::Sealed(sealed)) => sealed,
+            Ok(UnitReply::Sealed(sealed)) => *sealed,
             other => panic!("{other:?}"),
         }
     }
@@ -1260,7 +1260,7 @@ impl Pair {
             assert_eq!(replies, vec![refused; expected.len()]);
             return;
         }
-        let sealed = UnitReply::Sealed(self.reference.sealed());
+        let sealed = UnitReply::Sealed(self.reference.sealed().into());
         let expected: Vec<Reply> = expected
             .into_iter()
             .map(|reply| plainly(reply.map(|reply| reply.unwrap_or_else(|| sealed.clone()))))

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 /// The longest latency that is told apart, in nanoseconds.
 const NANOS_MAX: u64 = 120_000_000_000;
 /// How many operations lie between two looks at the processor time.
-const CPU_EVERY: u64 = 32;
+const CPU_EVERY: u64 = 256;
 
 /// How long a round is.
 #[derive(Copy, Clone, Debug)]
@@ -109,8 +109,7 @@ impl Meter {
     }
 
     /// When the next operation begins: now, or never if the round is over.
-    pub(super) fn begin(&self) -> Option<Moment> {
-        let now = self.clock.now();
+    pub(super) fn begin(&self, now: Moment) -> Option<Moment> {
         if now >= self.until {
             return None;
         }
@@ -122,11 +121,11 @@ impl Meter {
     }
 
     /// An operation ended. Returns the moment.
-    pub(super) fn end(&self, began: Moment, succeeded: bool) {
+    pub(super) fn end(&self, began: Moment, succeeded: bool) -> Moment {
         let now = self.clock.now();
         let counted = if self.by_count { began } else { now };
         if counted < self.from || now >= self.until {
-            return;
+            return now;
         }
         let mut state = self.state();
         state.last = state.last.max(now);
@@ -144,6 +143,7 @@ impl Meter {
         } else {
             state.errors += 1;
         }
+        now
     }
 
     /// What was counted.
@@ -192,11 +192,13 @@ where
         let (meter, running, operation) = (meter.clone(), running.clone(), operation.clone());
         let clock = host.clock.clone();
         host.tasks.spawn(async move {
-            while let Some(began) = meter.begin() {
+            let mut now = clock.now();
+            while let Some(began) = meter.begin(now) {
                 let succeeded = operation(number).await;
-                meter.end(began, succeeded);
+                now = meter.end(began, succeeded);
                 if !succeeded {
                     clock.sleep(AFTER_ERROR).await;
+                    now = clock.now();
                 }
             }
             drop(running);

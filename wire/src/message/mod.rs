@@ -73,7 +73,7 @@ pub struct ReplyHead {
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     /// To [`Request::Describe`].
-    Described(Description),
+    Described(Box<Description>),
     /// Of a log unit.
     Unit(UnitReply),
     /// Of a sequencer.

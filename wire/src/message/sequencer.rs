@@ -13,6 +13,23 @@ pub struct StreamTail {
     pub last: Before,
 }
 
+/// A page of what a sequencer starts from.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct BootstrapPage {
+    /// The layout of the term, with its proof; it names this incarnation.
+    pub decided: Decided,
+    /// Whether the tails are of every stream there is: else an unlisted stream is unknown, not empty.
+    pub complete: bool,
+    /// Which attempt this page belongs to: random.
+    pub driver: [u8; 16],
+    /// Which page this is, from 0.
+    pub page: u32,
+    /// Whether it is the last.
+    pub last: bool,
+    /// Stream tails.
+    pub tails: Vec<StreamTail>,
+}
+
 /// Requests to a sequencer.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub enum SequencerRequest {
@@ -32,20 +49,7 @@ pub enum SequencerRequest {
     Seal,
     /// Start to issue in the request's term. Pages of one driver add up; the first driver whose last page arrives wins,
     /// repeats are no-ops.
-    Bootstrap {
-        /// The layout of the term, with its proof; it names this incarnation.
-        decided: Box<Decided>,
-        /// Whether the tails are of every stream there is: else an unlisted stream is unknown, not empty.
-        complete: bool,
-        /// Which attempt this page belongs to: random.
-        driver: [u8; 16],
-        /// Which page this is, from 0.
-        page: u32,
-        /// Whether it is the last.
-        last: bool,
-        /// Stream tails.
-        tails: Vec<StreamTail>,
-    },
+    Bootstrap(Box<BootstrapPage>),
     /// Are you there, and bootstrapped?
     Probe,
 }
@@ -57,7 +61,7 @@ impl SequencerRequest {
             Self::Tokens { .. } => "take tokens",
             Self::End { .. } => "end",
             Self::Seal => "seal",
-            Self::Bootstrap { .. } => "bootstrap",
+            Self::Bootstrap(_) => "bootstrap",
             Self::Probe => "probe",
         }
     }

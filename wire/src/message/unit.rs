@@ -217,7 +217,7 @@ pub enum UnitReply {
     /// To a read: what was asked, in order, perhaps cut short.
     Read(Vec<Answer>),
     /// To a seal.
-    Sealed(Sealed),
+    Sealed(Box<Sealed>),
     /// To an announcement.
     Announced,
     /// To [`UnitRequest::Settled`].

@@ -77,12 +77,13 @@ pub(super) fn measure(
     let record = record(size);
     debug_assert!((RECORD_HEAD as u64 + u64::from(size)) * u64::from(group) < FILE_BYTES);
     let meter = Meter::start(&host.clock, plan);
-    while let Some(began) = meter.begin() {
+    let mut now = host.clock.now();
+    while let Some(began) = meter.begin(now) {
         for number in 0..group {
             ring.push(u64::from(number), &record);
         }
         ring.commit()?;
-        meter.end(began, true);
+        now = meter.end(began, true);
     }
     let mut sample = meter.sample();
     sample.operations *= u64::from(group);

@@ -179,8 +179,8 @@ impl Driver {
                 link.ask(*id, number);
                 continue;
             }
-            self.meter.end(running.began[index], true);
-            match self.meter.begin() {
+            let now = self.meter.end(running.began[index], true);
+            match self.meter.begin(now) {
                 Some(began) => {
                     running.began[index] = began;
                     self.links[0].ask(*id, None);
