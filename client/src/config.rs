@@ -12,7 +12,7 @@ use crate::options::Options;
 
 /// What `milonga.toml` says. Relative paths are relative to the file's own folder.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ClusterConfig {
     /// Layout servers: as many as there are; a majority must answer.
     pub layout: Vec<Address>,
@@ -75,8 +75,16 @@ impl ClusterConfig {
     /// # Errors
     /// What is wrong, in words.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, String> {
-        let mut config: Self =
-            toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+        let mut config: Self = toml::from_str(text).map_err(|error| sentence(text, &error))?;
+        let waits = [
+            ("deadline-ms", config.deadline_ms),
+            ("call-ms", config.call_ms),
+        ];
+        for (key, wait) in waits {
+            if wait == Some(0) {
+                return Err(format!("key `{key}` is 0; expected at least 1"));
+            }
+        }
         if config.layout.is_empty() {
             return Err(
                 "key `layout` is empty; expected the addresses of the layout servers".to_owned(),
@@ -101,6 +109,19 @@ impl ClusterConfig {
     }
 }
 
+/// What a parser found, without the picture that it draws.
+fn sentence(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map(|span| {
+        let before = text.get(..span.start).unwrap_or_default();
+        before.matches('\n').count() + 1
+    });
+    let message = error.message().lines().collect::<Vec<_>>().join(", ");
+    match line {
+        Some(line) => format!("line {line}: {message}"),
+        None => message,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,9 +135,19 @@ mod tests {
             (PathBuf::from("/c/ca.pem"), PathBuf::from("/k/a.key"))
         );
 
-        let why =
-            ClusterConfig::parse(&format!("{text}colour = 1\n"), Path::new("/c")).unwrap_err();
-        assert!(why.contains("colour"), "{why}");
+        let refused = |more: &str| {
+            ClusterConfig::parse(&format!("{text}{more}\n"), Path::new("/c")).unwrap_err()
+        };
+        for (more, named) in [
+            ("colour = 1", "line 5: unknown field `colour`"),
+            ("deadline_ms = 1", "line 5: unknown field `deadline_ms`"),
+            ("deadline-ms = 0", "`deadline-ms` is 0"),
+            ("call-ms = 0", "`call-ms` is 0"),
+            ("call-ms = ", "line 5: "),
+        ] {
+            let why = refused(more);
+            assert!(why.contains(named) && !why.contains('\n'), "{why}");
+        }
         assert!(
             ClusterConfig::parse(&text.replace("127.0.0.1:7001", "nowhere"), Path::new("/c"))
                 .is_err()

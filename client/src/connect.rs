@@ -38,6 +38,15 @@ impl ClusterConfig {
     /// # }
     /// ```
     pub fn connect(&self) -> Result<Log, ConnectError> {
+        self.connect_with_transport().map(|(log, _)| log)
+    }
+
+    /// The same, with the transport that it calls through: for programs that end soon, and close it first. Else servers
+    /// notice only after a silence of seconds that the client is gone, and wait for it if they are to stop meanwhile.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub fn connect_with_transport(&self) -> Result<(Log, Transport), ConnectError> {
         let (clock, random, tasks) = (Clock::real(), Random::real(), Tasks::new());
         let files = CredentialFiles {
             certificate: self.cert.clone(),
@@ -50,11 +59,12 @@ impl ClusterConfig {
         let transport =
             Transport::bind(options, credentials, clock.clone(), random.clone(), &tasks)?;
         let host = Host {
-            net: Arc::new(transport),
+            net: Arc::new(transport.clone()),
             clock,
             random,
             tasks,
         };
-        Ok(Log::new(host, caller, self.layout.clone(), self.options()))
+        let log = Log::new(host, caller, self.layout.clone(), self.options());
+        Ok((log, transport))
     }
 }

@@ -40,6 +40,7 @@ mod trim;
 mod trouble;
 
 pub use append::{AppendError, Appended, Producer};
+pub use calls::Failure as ServerFailure;
 pub use config::{ClusterConfig, ConfigError};
 pub use connect::ConnectError;
 pub use entry::{Entry, Kind as EntryKind};

@@ -39,6 +39,10 @@ use crate::{Clock, Peer};
 /// What the two ends agree to speak: the version of the protocol.
 pub const PROTOCOL: &[u8] = b"milonga/1";
 
+/// What is looked for in a member's two files.
+const CERTIFICATE: &str = "certificate";
+const PRIVATE_KEY: &str = "private key";
+
 /// Why credentials are of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
@@ -49,6 +53,14 @@ pub enum CredentialsError {
         expected: &'static str,
         /// What is wrong.
         why: String,
+    },
+    /// A file holds something else.
+    #[error("{}: {why}; use the files that `milonga certs issue` has written", path.display())]
+    InFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: Box<CredentialsError>,
     },
     /// A file that is not there or cannot be read, or a certificate of no member of a cluster.
     #[error(transparent)]
@@ -149,6 +161,22 @@ impl std::fmt::Debug for Material {
     }
 }
 
+impl CredentialsError {
+    /// The same, with the name of the file that is not what it should be.
+    fn of(self, files: &CredentialFiles) -> Self {
+        let path = match &self {
+            Self::NotPem { expected, .. } if *expected == CERTIFICATE => &files.certificate,
+            Self::NotPem { expected, .. } if *expected == PRIVATE_KEY => &files.key,
+            Self::NotPem { .. } => &files.authorities,
+            _ => return self,
+        };
+        Self::InFile {
+            path: path.clone(),
+            why: Box::new(self),
+        }
+    }
+}
+
 impl Credentials {
     /// Reads credentials from files.
     ///
@@ -156,7 +184,7 @@ impl Credentials {
     /// The first thing that is wrong with them.
     pub fn load(files: &CredentialFiles, clock: &Clock) -> Result<Self, CredentialsError> {
         let read = Files::read(files)?;
-        Self::from_pem(read.texts(), clock)
+        Self::from_pem(read.texts(), clock).map_err(|error| error.of(files))
     }
 
     /// Credentials from text.
@@ -176,6 +204,7 @@ impl Credentials {
     pub fn reload(&self, files: &CredentialFiles) -> Result<(), CredentialsError> {
         let read = Files::read(files)?;
         self.reload_pem(read.texts())
+            .map_err(|error| error.of(files))
     }
 
     /// [`Credentials::reload`] from text.
@@ -375,9 +404,9 @@ impl Material {
         };
         let chain = CertificateDer::pem_slice_iter(texts.certificate.as_bytes())
             .collect::<Result<Vec<_>, _>>()
-            .map_err(not_pem("certificate"))?;
+            .map_err(not_pem(CERTIFICATE))?;
         let leaf = chain.first().ok_or_else(|| CredentialsError::NotPem {
-            expected: "certificate",
+            expected: CERTIFICATE,
             why: "the file holds none".to_owned(),
         })?;
         let Subject::Member(identity) = certificates::subject_of(leaf)? else {
@@ -387,14 +416,14 @@ impl Material {
         let (not_before, not_after) = certificates::validity_of(leaf)?;
         let leaf = leaf.clone();
         let key =
-            PrivateKeyDer::from_pem_slice(texts.key.as_bytes()).map_err(not_pem("private key"))?;
+            PrivateKeyDer::from_pem_slice(texts.key.as_bytes()).map_err(not_pem(PRIVATE_KEY))?;
         let reset_secret =
             certificates::digest(&[b"stateless reset".as_slice(), key.secret_der()].concat());
         let certified =
             CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
                 rustls::Error::InconsistentKeys(_) => CredentialsError::KeyMismatch,
                 error => CredentialsError::NotPem {
-                    expected: "private key",
+                    expected: PRIVATE_KEY,
                     why: error.to_string(),
                 },
             })?;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 /// The keys of a layout server's configuration, as they are written. Every one is a flag too; flags come first
 /// ([`Settings::or`]).
 #[derive(Clone, Debug, Default, Eq, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
     /// Its name, which its certificate must carry.
     pub name: Option<String>,
@@ -100,7 +100,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reports kept unless the key `reports_max` says otherwise.
+    /// Reports kept unless the key `reports-max` says otherwise.
     pub const REPORTS_MAX: usize = 1_024;
 }
 
@@ -113,7 +113,7 @@ impl TryFrom<Settings> for Config {
         let reports_max = settings.reports_max.unwrap_or(Self::REPORTS_MAX);
         if reports_max == 0 {
             return Err(ConfigError::Invalid {
-                key: "reports_max",
+                key: "reports-max",
                 text: reports_max.to_string(),
                 expected: "at least 1",
             });
@@ -206,10 +206,10 @@ mod tests {
 
     #[test]
     fn a_key_that_is_unknown_or_wrong_is_named() {
-        let misspelt = toml::from_str::<Settings>("reports_most = 1").unwrap_err();
-        assert!(misspelt.to_string().contains("reports_most"));
+        let misspelt = toml::from_str::<Settings>("reports_max = 1").unwrap_err();
+        assert!(misspelt.to_string().contains("reports_max"));
         for (line, key) in [
-            ("reports_max = 0", "reports_max"),
+            ("reports-max = 0", "reports-max"),
             ("layout = [\"nowhere\"]", "layout"),
             ("admin = \"nowhere\"", "admin"),
         ] {

@@ -417,6 +417,14 @@ fn a_directory_that_is_not_this_servers_is_refused() {
         try_open(&foreign),
         Err(OpenError::NotAStore { .. })
     ));
+    let other = common::disk(2);
+    let process = other.attach();
+    let file = process.create("identity", 61).unwrap();
+    file.write_at(0, &[io::IoSlice::new(b"milongaL and so on")])
+        .unwrap();
+    file.sync().unwrap();
+    drop((file, process));
+    assert!(matches!(try_open(&other), Err(OpenError::OtherKind)));
     disk.flip("identity", 40, 1);
     assert!(matches!(try_open(&disk), Err(OpenError::DamagedIdentity)));
     disk.flip("identity", 40, 1);

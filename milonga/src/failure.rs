@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use milonga_client::object::{AtError, DecideError, PlayError, UpdateError};
 use milonga_client::reconfigure::{ChangeError, InitError, PlanError};
-use milonga_client::{AppendError, ReadError, TrimError, Unavailable};
+use milonga_client::{AppendError, ReadError, ServerFailure, TrimError, Unavailable};
 use milonga_host::CallError;
 use milonga_wire::Refusal;
 
@@ -120,6 +120,15 @@ fn code_of(refusal: &Refusal) -> Code {
         | Refusal::WrongKind { .. }
         | Refusal::NotListed
         | Refusal::TermJump { .. } => Code::Failed,
+    }
+}
+
+/// The same of a server that refused, or did not answer.
+fn code_of_server(failure: &ServerFailure) -> Code {
+    match failure {
+        ServerFailure::Refused { refusal, .. } => code_of(refusal),
+        ServerFailure::Call(CallError::Protocol { .. }) => Code::Failed,
+        ServerFailure::Call(_) => Code::Unavailable,
     }
 }
 
@@ -247,16 +256,19 @@ impl From<ChangeError> for Failure {
     fn from(error: ChangeError) -> Self {
         let code = match &error {
             ChangeError::Plan(PlanError::TooManySegments) => Code::Failed,
+            ChangeError::Server(failure) => code_of_server(failure),
             ChangeError::Plan(_)
             | ChangeError::Layouts(_)
-            | ChangeError::Server(_)
             | ChangeError::NoSequencer(_)
             | ChangeError::Outranked
             | ChangeError::Unproved(_)
             | ChangeError::NoMajority { .. } => Code::Unavailable,
         };
-        let hint = "try again when the servers it names run";
-        Self::new(code, format!("no new term was made: {error}; {hint}"))
+        let hint = match code {
+            Code::Unavailable => "; try again when the servers it names run",
+            _ => "",
+        };
+        Self::new(code, format!("no new term was made: {error}{hint}"))
     }
 }
 
@@ -264,7 +276,8 @@ impl From<InitError> for Failure {
     fn from(error: InitError) -> Self {
         let code = match &error {
             InitError::NotBlank { .. } => Code::Conflict,
-            InitError::Server(_) | InitError::Unfinished(_) => Code::Unavailable,
+            InitError::Server(failure) => code_of_server(failure),
+            InitError::Unfinished(_) => Code::Unavailable,
             InitError::WrongKind { .. } | InitError::Invalid(_) => Code::Failed,
         };
         Self::new(code, error)
@@ -293,9 +306,20 @@ refused!(
     milonga_layout::OpenError,
     milonga_logunit::InvalidConfig,
     milonga_logunit::store::OpenError,
-    milonga_sequencer::ConfigError,
     milonga_wire::InvalidName,
 );
+
+/// The sequencer names its keys with underscores, as nothing else does.
+impl From<milonga_sequencer::ConfigError> for Failure {
+    fn from(error: milonga_sequencer::ConfigError) -> Self {
+        use milonga_sequencer::ConfigError::{Invalid, Missing};
+        let key = match &error {
+            Missing { key, .. } | Invalid { key, .. } => *key,
+        };
+        let named = error.to_string();
+        Self::failed(named.replacen(key, &key.replace('_', "-"), 1))
+    }
+}
 
 #[cfg(test)]
 mod tests {

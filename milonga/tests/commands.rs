@@ -10,20 +10,7 @@ use std::path::Path;
 use milonga_host::Clock;
 use milonga_host::certificates::{self, Pair, Validity};
 use milonga_wire::Role;
-use support::{Dev, milonga, run};
-
-const SMALL: [&str; 10] = [
-    "--chains",
-    "1",
-    "--replicas",
-    "2",
-    "--layout-servers",
-    "1",
-    "--standbys",
-    "0",
-    "--spares",
-    "0",
-];
+use support::{Dev, SMALL, milonga, run};
 
 fn keys(value: &serde_json::Value) -> Vec<&str> {
     value

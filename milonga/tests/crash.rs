@@ -4,7 +4,10 @@
 
 mod support;
 
-use support::Dev;
+use std::io::Read;
+use std::process::Stdio;
+
+use support::{Dev, SMALL, milonga};
 
 fn lines(count: usize) -> String {
     (0..count).fold(String::new(), |text, number| {
@@ -44,6 +47,36 @@ fn two_thousand_lines_survive_kill_9_of_every_process() {
     let end = dev.run(&["log", "end", "-o", "json"]).done().json();
     assert_eq!(end["end"], 2_000);
     assert_eq!(dev.interrupt(), 0);
+}
+
+/// A follower is a copy of the log: byte for byte, whatever happens to the servers meanwhile.
+#[test]
+fn a_follower_goes_on_byte_for_byte_across_kill_9_of_every_process() {
+    let mut dev = Dev::start(&SMALL);
+    let file = dev.file("milonga.toml");
+    let mut follower = milonga()
+        .args(["--cluster", &file, "--deadline", "120s"])
+        .args(["log", "follow", "--from", "0", "--raw"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut followed = follower.stdout.take().unwrap();
+    let text = lines(600);
+    let cut = text[..text.len() / 2].rfind('\n').unwrap() + 1;
+    let mut append = |dev: &Dev, part: &str| {
+        dev.feed(&["log", "append", "--lines", "-"], part.as_bytes())
+            .done();
+        let mut seen = vec![0; part.len()];
+        followed.read_exact(&mut seen).unwrap();
+        assert!(seen == part.as_bytes(), "what was followed is another text");
+    };
+
+    append(&dev, &text[..cut]);
+    dev.kill_all(true);
+    dev.start_again();
+    append(&dev, &text[cut..]);
+    follower.kill().unwrap();
+    follower.wait().unwrap();
 }
 
 /// Three outcomes: the head has the record, the tail does not, and the writer is gone before it is known.

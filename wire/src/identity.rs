@@ -122,8 +122,47 @@ pub(crate) fn fnv128<'a>(bytes: impl Iterator<Item = &'a u8>) -> [u8; 16] {
 }
 
 /// One process start of a server: random, never a counter on its disk.
-#[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Hash, Serialize, Deserialize)]
+///
+/// People and scripts read it as text: half of the numbers are larger than what JSON readers keep exactly.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct Incarnation(pub u64);
+
+impl Serialize for Incarnation {
+    fn serialize<S: serde::Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        if out.is_human_readable() {
+            out.collect_str(self)
+        } else {
+            self.0.serialize(out)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Incarnation {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        if from.is_human_readable() {
+            let text = String::deserialize(from)?;
+            text.parse().map_err(serde::de::Error::custom)
+        } else {
+            u64::deserialize(from).map(Self)
+        }
+    }
+}
+
+impl FromStr for Incarnation {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let hex = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        hex.then(|| u64::from_str_radix(text, 16).ok())
+            .flatten()
+            .map(Self)
+            .ok_or_else(|| InvalidName {
+                text: text.chars().take(80).collect(),
+                what: "process start",
+                expected: "16 lower-case hexadecimal digits",
+            })
+    }
+}
 
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -253,6 +292,22 @@ mod tests {
                 .parse::<ClusterId>()
                 .is_err()
         );
+    }
+
+    /// Readers of JSON keep numbers up to 2^53 exactly; the wire carries the number itself.
+    #[test]
+    fn a_process_start_is_text_for_people_and_a_number_on_the_wire() {
+        use serde::de::IntoDeserializer;
+        use serde::de::value::{Error, StrDeserializer};
+        let start = Incarnation(u64::MAX - 0xf);
+        let bytes = postcard::to_stdvec(&start).unwrap();
+        let text: StrDeserializer<'_, Error> = "fffffffffffffff0".into_deserializer();
+
+        assert_eq!(bytes, postcard::to_stdvec(&start.0).unwrap());
+        assert_eq!(postcard::from_bytes(&bytes), Ok(start));
+        assert_eq!(Incarnation::deserialize(text), Ok(start));
+        assert_eq!(start.to_string().parse(), Ok(start));
+        assert!("+ffffffffffffff0".parse::<Incarnation>().is_err());
     }
 
     /// People read ids as text; the wire carries their 16 bytes behind their number, and takes no other number.

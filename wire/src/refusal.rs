@@ -160,9 +160,7 @@ pub enum Refusal {
         newest: Box<Decided>,
     },
     /// A layout server has not seen the layout before the one spoken of. Send it what it lacks (learn), then ask again.
-    #[error(
-        "this layout server knows layouts up to {newest:?} only; send it the decided ones it lacks"
-    )]
+    #[error("this layout server knows {}; send it the decided ones it lacks", up_to(*.newest))]
     Behind {
         /// The newest term it knows.
         newest: Option<Term>,
@@ -177,7 +175,7 @@ pub enum Refusal {
     AlreadyInitialised,
     /// A jump over several terms could not be confirmed by a majority of the layout servers.
     #[error(
-        "a seal from term {current} to {asked} skips terms that the layout servers do not confirm"
+        "a seal from term {current} to {asked} skips terms that the layout servers do not confirm; expected the term after the newest layout's; fetch that"
     )]
     TermJump {
         /// The term asked for.
@@ -202,6 +200,14 @@ pub enum Refusal {
     },
 }
 
+/// The layouts that a layout server knows.
+fn up_to(newest: Option<Term>) -> String {
+    match newest {
+        Some(term) => format!("the layouts up to term {term} only"),
+        None => "no layout yet".to_owned(),
+    }
+}
+
 impl Refusal {
     /// [`Refusal::TooLarge`].
     pub fn too_large(what: &str, asked: usize, limit: u32) -> Self {
@@ -219,5 +225,19 @@ impl Refusal {
             why.pop();
         }
         Self::Malformed { why }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What people read names terms as people do.
+    #[test]
+    fn a_layout_server_that_is_behind_says_how_far_it_is() {
+        let text = |newest| Refusal::Behind { newest }.to_string();
+
+        assert!(text(Some(Term(2))).contains("up to term 2 only"));
+        assert!(text(None).contains("no layout yet"));
     }
 }

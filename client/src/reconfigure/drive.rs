@@ -360,7 +360,7 @@ async fn ask_all(
         };
         (server, answer)
     });
-    let (mut agreed, mut why, mut outdone) = (vec![], vec![], false);
+    let (mut agreed, mut why, mut outdone, mut forbidden) = (vec![], vec![], false, None);
     for (server, answer) in join_all(calls).await {
         match answer {
             Ok(reply) => agreed.push((server.clone(), reply)),
@@ -371,6 +371,7 @@ async fn ask_all(
                         log.shared.layouts.offer(newest);
                         outdone = true;
                     }
+                    Some(Refusal::WrongRole { .. }) => forbidden = Some(failure.clone()),
                     Some(_) | None => {}
                 }
                 why.push(failure.to_string());
@@ -383,6 +384,9 @@ async fn ask_all(
     }
     if outdone {
         return Err(Step::Again);
+    }
+    if let Some(failure) = forbidden {
+        return Err(ChangeError::Server(failure).into());
     }
     Err(ChangeError::NoMajority {
         got: agreed.len(),

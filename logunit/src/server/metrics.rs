@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 use milonga_wire::{Refusal, ServerName, UnitReply, WriteOutcome};
 
 use crate::unit::{Batch, Unit};
@@ -29,8 +32,45 @@ pub(super) struct Metrics {
     disk_bytes: Gauge,
 }
 
+/// What each metric means, for whoever reads `/metrics`.
+fn describe() {
+    describe_counter!(
+        "milonga_logunit_writes_total",
+        "Pieces written, and writes and fills refused, by their result."
+    );
+    describe_counter!(
+        "milonga_logunit_write_bytes_total",
+        "Bytes of records made durable."
+    );
+    describe_counter!("milonga_logunit_reads_total", "Requests to read answered.");
+    describe_counter!(
+        "milonga_logunit_read_bytes_total",
+        "Bytes of records read for callers."
+    );
+    describe_counter!(
+        "milonga_logunit_crc_errors_total",
+        "Records found damaged when they were read."
+    );
+    describe_histogram!(
+        "milonga_logunit_fsync_duration_seconds",
+        "How long it took to make a batch durable."
+    );
+    describe_histogram!(
+        "milonga_logunit_fsync_batch_entries",
+        "Entries made durable together."
+    );
+    describe_gauge!("milonga_logunit_trim_mark", "The first position kept.");
+    describe_gauge!(
+        "milonga_logunit_end",
+        "The first position above everything held."
+    );
+    describe_gauge!("milonga_term", "The term of this server.");
+    describe_gauge!("milonga_logunit_disk_bytes", "Bytes of its files.");
+}
+
 impl Metrics {
     pub(super) fn new(name: &ServerName) -> Self {
+        describe();
         let server = name.to_string();
         let label = || server.clone();
         let writes = |result: &'static str| counter!("milonga_logunit_writes_total", "server" => label(), "result" => result);

@@ -18,6 +18,8 @@ const NOT_OURS_TO_MIND: &str = "lost+found";
 /// Where the identity file's checksum stands.
 const SUM_AT: usize = PAGE as usize - 4;
 const MAGIC: [u8; 16] = *b"milonga log unit";
+/// What the identity files of all kinds of servers begin with.
+const PROGRAM: &[u8] = b"milonga";
 
 /// Why a directory cannot be opened as this unit's store.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,14 @@ pub enum OpenError {
         /// A name in it.
         name: String,
     },
+    /// It holds nothing, where something is looked for.
+    #[error("the directory is empty; give a server's")]
+    Empty,
+    /// It is of this program, but of a server that is no log unit.
+    #[error(
+        "the directory belongs to another kind of server than a log unit; give an empty directory, or the right one"
+    )]
+    OtherKind,
     /// Another cluster's.
     #[error(
         "the directory belongs to cluster {found}, expected {expected}; use the right configuration, or an empty directory"
@@ -152,6 +162,9 @@ impl Owned {
     }
 
     fn decode(page: &[u8]) -> Result<Self, OpenError> {
+        if page.starts_with(PROGRAM) && !page.starts_with(&MAGIC) {
+            return Err(OpenError::OtherKind);
+        }
         if page.len() != PAGE as usize || page[0..16] != MAGIC {
             return Err(OpenError::DamagedIdentity);
         }

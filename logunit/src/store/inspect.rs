@@ -149,9 +149,7 @@ impl<'a> Inspection<'a> {
         disk.lock().map_err(|_| OpenError::InUse)?;
         let names = disk.list().map_err(OpenError::io("list the directory"))?;
         let Some(owned) = directory::owner(disk, &names)? else {
-            return Err(OpenError::NotAStore {
-                name: "nothing".to_owned(),
-            });
+            return Err(OpenError::Empty);
         };
         Ok(Self {
             disk,

@@ -32,6 +32,9 @@ use baseline::{Bare, Probe};
 use figures::{median, merged};
 use meter::{Plan, Sample};
 
+/// Bytes of the largest record.
+const SIZE_MAX: u32 = milonga_wire::limits::ENTRY_BYTES_MAX as u32;
+
 /// What `milonga bench` is asked to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -69,7 +72,7 @@ pub struct Load {
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     pub seconds: Duration,
     /// Operations that one round counts, instead of a time.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub records: Option<u64>,
     /// How long each round runs before it counts.
     #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = humantime::parse_duration)]
@@ -99,7 +102,7 @@ pub struct AppendArgs {
     #[command(flatten)]
     pub load: Load,
     /// Bytes of a record.
-    #[arg(long, value_name = "B", default_value_t = 128)]
+    #[arg(long, value_name = "B", default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=i64::from(SIZE_MAX)))]
     pub size: u32,
     /// Records of one append.
     #[arg(long, value_name = "R", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16_384))]
@@ -128,7 +131,7 @@ pub struct ReadArgs {
     #[command(flatten)]
     pub load: Load,
     /// Bytes of a record, where records must be written first.
-    #[arg(long, value_name = "B", default_value_t = 128)]
+    #[arg(long, value_name = "B", default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=i64::from(SIZE_MAX)))]
     pub size: u32,
     /// Which record is read next.
     #[arg(long, value_enum, default_value_t = Order::Random)]

@@ -12,6 +12,9 @@ use crate::failure::Outcome;
 
 /// What is measured.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  milonga bench append --records 100000 --size 200
+  milonga bench baseline -o json")]
 pub(super) struct Bench {
     #[command(flatten)]
     args: bench::Args,
@@ -19,7 +22,7 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn run(self, context: &Context) -> Outcome {
-        wait(async {
+        wait(context, async {
             let report = match &self.args.what {
                 What::Baseline(args) => bench::baseline(&alone(), args).await?,
                 What::Append(_) | What::Read(_) | What::Token(_) => {

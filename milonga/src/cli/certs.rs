@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use milonga_host::certificates::{self, Details};
+use milonga_host::certificates::{self, CertificateError, Details};
 use milonga_host::{Clock, Random};
 use milonga_wire::{Role, ServerName};
 use serde::Serialize;
 
 use super::Context;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Certs {
@@ -106,7 +106,13 @@ impl Certs {
                 })
             }
             Self::Show { file } => {
-                let details = certificates::show(&file)?;
+                let details = certificates::show(&file).map_err(|error| match error {
+                    error @ (CertificateError::NotPem { .. }
+                    | CertificateError::NotMilonga { .. }) => {
+                        Failure::from(error).about(file.display())
+                    }
+                    error => error.into(),
+                })?;
                 context.output.one(&details, || text(&details))
             }
         }

@@ -70,7 +70,7 @@ impl Demo {
             "1. starting a cluster: 3 layout servers, 2 sequencers, 2 chains of 3 log units, a spare",
         );
         let cluster = Cluster::start(&dir)?;
-        wait(tour(context, &cluster, &file))
+        wait(context, tour(context, &cluster, &file))
     }
 
     fn file(&self) -> Outcome<PathBuf> {

@@ -106,7 +106,7 @@ impl Dev {
                     port_base: self.port_base,
                     in_process: self.in_process,
                 };
-                wait(run.until_a_signal())
+                wait(context, run.until_a_signal())
             }
         }
     }

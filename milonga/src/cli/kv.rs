@@ -14,10 +14,12 @@ use clap::Subcommand;
 use futures_util::future::try_join_all;
 use milonga_client::Position;
 use milonga_client::object::Map;
-use milonga_client::object::map::{Cas, Change, Expect, Keys, Versioned};
+use milonga_client::object::map::{Cas, Change, Expect, KEY_BYTES_MAX, Keys, Versioned};
+use milonga_wire::limits::ENTRY_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::Context;
+use super::log::up_to_the_end;
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{json, line, progress};
 
@@ -28,6 +30,9 @@ const IMPORTED: usize = 256;
 
 /// What every command takes, and which one it is.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  milonga kv put colour red
+  milonga kv get colour")]
 pub(super) struct Kv {
     /// Which map.
     #[arg(long, global = true, default_value = "default", value_name = "NAME")]
@@ -207,7 +212,7 @@ impl Kv {
             }
             Verb::Watch { prefix, from } => {
                 let from = match from {
-                    Some(from) => Position(from),
+                    Some(from) => up_to_the_end(&log, Position(from)).await?,
                     None => log.end().await?.position,
                 };
                 watch(context, &map, Keys::prefix(prefix), from).await
@@ -368,6 +373,12 @@ async fn import(context: &Context, map: &Map, path: &Path) -> Outcome {
         }
         let pair: Pair = serde_json::from_str(&text).map_err(|why| wrong(&why))?;
         let (key, value) = pair.bytes().map_err(|why| wrong(&why))?;
+        if key.len() > KEY_BYTES_MAX || key.len() + value.len() > ENTRY_BYTES_MAX {
+            let (key, value) = (key.len(), value.len());
+            return Err(wrong(&format!(
+                "a key of {key} and a value of {value} bytes; expected a key up to {KEY_BYTES_MAX}, and {ENTRY_BYTES_MAX} together"
+            )));
+        }
         if batch.len() == IMPORTED || !keys.insert(key.clone()) {
             done.put(map, &mut batch).await?;
             keys = BTreeSet::from([key.clone()]);

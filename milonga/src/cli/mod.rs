@@ -15,6 +15,7 @@ mod status;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -65,8 +66,16 @@ struct Globals {
     #[arg(long, global = true, env = "MILONGA_CLUSTER", value_name = "FILE")]
     cluster: Option<PathBuf>,
     /// How long an operation may take, e.g. `5s`.
-    #[arg(long, global = true, value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_parser = deadline)]
     deadline: Option<Duration>,
+}
+
+fn deadline(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("nothing can be done in no time; expected e.g. `5s`".to_owned()),
+        Ok(deadline) => Ok(deadline),
+        Err(why) => Err(format!("{why}; expected a time, e.g. `5s` or `200ms`")),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -82,13 +91,28 @@ enum Command {
     /// Runs a log unit.
     Logunit(servers::Logunit),
     /// Makes and shows certificates.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  milonga certs init --dir certs
+  milonga certs issue --dir certs --role writer --name app"
+    )]
     Certs(certs::Certs),
     /// Starts and looks at a cluster.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  milonga cluster status
+  milonga cluster layouts -o json"
+    )]
     Cluster(cluster::ClusterCommand),
     /// Appends to and reads the log.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  milonga log append 'hello'
+  milonga log read 0.."
+    )]
     Log(log::LogCommand),
     /// Puts and gets keys of a replicated map.
     Kv(kv::Kv),
@@ -107,7 +131,7 @@ enum Command {
 }
 
 /// What a command works with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Context {
     output: Output,
     cluster: Cluster,
@@ -138,6 +162,7 @@ fn run(cli: Cli) -> Outcome {
         cluster: Cluster {
             file: cluster,
             deadline,
+            open: Arc::default(),
         },
         log,
     };
@@ -149,9 +174,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Sequencer(server) => server.run(),
         Command::Logunit(server) => server.run(),
         Command::Certs(certs) => certs.run(&context),
-        Command::Cluster(cluster) => wait(cluster.run(&context)),
-        Command::Log(log) => wait(log.run(&context)),
-        Command::Kv(kv) => wait(kv.run(&context)),
+        Command::Cluster(cluster) => wait(&context, cluster.run(&context)),
+        Command::Log(log) => wait(&context, log.run(&context)),
+        Command::Kv(kv) => wait(&context, kv.run(&context)),
         Command::Bench(bench) => bench.run(&context),
         Command::BenchNode(node) => Ok(crate::bench::node(&node)?),
         Command::Inspect(inspect) => inspect.run(&context),
@@ -180,8 +205,12 @@ impl Context {
 }
 
 /// Runs a command's work on a runtime of its own.
-fn wait(work: impl Future<Output = Outcome>) -> Outcome {
-    crate::serve::runtime()?.block_on(work)
+fn wait(context: &Context, work: impl Future<Output = Outcome>) -> Outcome {
+    crate::serve::runtime()?.block_on(async {
+        let outcome = work.await;
+        context.cluster.leave().await;
+        outcome
+    })
 }
 
 #[cfg(test)]
@@ -199,7 +228,7 @@ mod tests {
                 .get_after_help()
                 .map(ToString::to_string)
                 .unwrap_or_default();
-            if command.get_subcommands().next().is_none() && !help.contains("Example") {
+            if !help.contains("Example") {
                 found.push(path.clone());
             }
             command

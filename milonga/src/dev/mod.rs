@@ -10,7 +10,7 @@ mod thread;
 use std::path::{Path, PathBuf};
 
 use milonga_client::Log;
-use milonga_host::Shutdown;
+use milonga_host::{Shutdown, Transport};
 use tempfile::TempDir;
 
 pub(crate) use self::plan::Shape;
@@ -49,7 +49,11 @@ impl Run {
                 say(format_args!("{signal} while starting"));
                 return supervisor.stop_all().await;
             }
-            log = supervisor.start() => drop(log?),
+            started = supervisor.start() => {
+                // Servers that are to stop would wait for a client that is gone.
+                let (_log, transport) = started?;
+                transport.close().await;
+            }
         }
         greet(&supervisor)?;
         loop {
@@ -126,6 +130,7 @@ fn ask(dir: &Path, verb: Verb, name: &str, kill: bool) -> Outcome<Option<u32>> {
 /// ```
 pub struct DevCluster {
     log: Log,
+    transport: Transport,
     supervisor: Supervisor,
     /// After the servers that use it.
     _own: Option<TempDir>,
@@ -200,6 +205,7 @@ impl DevCluster {
     /// # Errors
     /// If the directory is gone.
     pub async fn stop(mut self) -> Result<(), Failure> {
+        self.transport.close().await;
         self.supervisor.stop_all().await
     }
 }
@@ -264,9 +270,10 @@ impl DevBuilder {
             (None, dir) => dir.unwrap_or_default(),
         };
         let mut supervisor = Supervisor::open(&dir, Mode::Threads, Some(self.shape), None).await?;
-        let log = supervisor.start().await?;
+        let (log, transport) = supervisor.start().await?;
         Ok(DevCluster {
             log,
+            transport,
             supervisor,
             _own: own,
         })

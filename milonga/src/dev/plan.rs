@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use milonga_client::reconfigure::Genesis;
 use milonga_host::Random;
 use milonga_wire::Address;
+use milonga_wire::limits::{STRIPE_WIDTH_MAX, STRIPE_WIDTH_MIN};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Outcome};
@@ -86,7 +87,7 @@ impl Plan {
                         format!("{why}; expected a plan of `milonga dev`"),
                     )
                 })?;
-                plan.agrees(wanted, dir)?;
+                plan.agrees(wanted, port_base, dir)?;
                 Ok(plan)
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -99,6 +100,12 @@ impl Plan {
     }
 
     fn new(shape: Shape, port_base: Option<u16>, random: &Random) -> Outcome<Self> {
+        let width = shape.stripe_width;
+        if !(STRIPE_WIDTH_MIN..=STRIPE_WIDTH_MAX).contains(&width) {
+            return Err(Failure::usage(format!(
+                "stripes of {width} positions; expected {STRIPE_WIDTH_MIN} to {STRIPE_WIDTH_MAX}; try --stripe-width 256"
+            )));
+        }
         let named = |role: Role, word: &'static str, count: u16| {
             (1..=count).map(move |number| (role, format!("{word}-{number}")))
         };
@@ -107,13 +114,14 @@ impl Plan {
             .chain(named(Role::Sequencer, "sequencer", 1 + shape.standbys))
             .chain(named(Role::LogUnit, "unit", units))
             .collect();
-        let base = match port_base {
-            Some(base) => base,
-            None => free_ports(all.len() as u16, random)?,
+        let count = all.len() as u16;
+        let ports = match port_base {
+            Some(base) => given_ports(base, count)?,
+            None => free_ports(count, random)?,
         };
         let servers = all
             .into_iter()
-            .zip(base..)
+            .zip(ports)
             .map(|((role, name), port)| Planned { name, role, port });
         Ok(Self {
             shape,
@@ -122,7 +130,16 @@ impl Plan {
         })
     }
 
-    fn agrees(&self, wanted: Option<Shape>, dir: &Path) -> Outcome {
+    fn agrees(&self, wanted: Option<Shape>, port_base: Option<u16>, dir: &Path) -> Outcome {
+        let base = self.servers.first().map(|server| server.port);
+        if let (Some(asked), Some(base)) = (port_base, base)
+            && asked != base
+        {
+            return Err(Failure::failed(format!(
+                "{} holds a cluster on ports from {base}, not from {asked}; leave --port-base out, or use another --dir",
+                dir.display()
+            )));
+        }
         match wanted {
             Some(wanted) if wanted != self.shape => Err(Failure::failed(format!(
                 "{} holds a cluster of {}, not of {}; leave the flags out, or use another --dir",
@@ -199,13 +216,32 @@ pub(crate) fn write(path: &Path, text: &str) -> Outcome {
         .map_err(|why| Failure::file(path, why))
 }
 
-/// The first of `count` consecutive ports that nobody has now.
-fn free_ports(count: u16, random: &Random) -> Outcome<u16> {
+/// `count` ports from `base` on, if there are so many and nobody has one of them: a plan keeps its ports for good.
+fn given_ports(base: u16, count: u16) -> Outcome<std::ops::Range<u16>> {
+    let highest = u16::MAX - count;
+    if !(1..=highest).contains(&base) {
+        return Err(Failure::usage(format!(
+            "{count} servers need ports from {base} on; expected --port-base 1 to {highest}; try --port-base {}",
+            PORTS.start
+        )));
+    }
+    let ports = base..base + count;
+    match ports.clone().find(|port| !is_free(*port)) {
+        None => Ok(ports),
+        Some(port) => Err(Failure::failed(format!(
+            "port {port} of 127.0.0.1 is in use by another program; expected {count} free ports from {base} on; \
+             try another --port-base, or none"
+        ))),
+    }
+}
+
+/// `count` consecutive ports that nobody has now.
+fn free_ports(count: u16, random: &Random) -> Outcome<std::ops::Range<u16>> {
     let room = u64::from(PORTS.end - PORTS.start - count);
     for _ in 0..PORT_TRIES {
         let base = PORTS.start + random.below(room) as u16;
         if (base..base + count).all(is_free) {
-            return Ok(base);
+            return Ok(base..base + count);
         }
     }
     Err(Failure::failed(format!(
@@ -227,8 +263,9 @@ mod tests {
     fn a_plan_is_kept_and_another_shape_on_it_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let random = Random::seeded(1);
-        let first = Plan::open(dir.path(), None, Some(20_000), &random).unwrap();
-        let again = Plan::open(dir.path(), None, None, &random).unwrap();
+        let ports = free_ports(12, &random).unwrap();
+        let first = Plan::open(dir.path(), None, Some(ports.start), &random).unwrap();
+        let again = Plan::open(dir.path(), None, Some(ports.start), &random).unwrap();
         let smaller = Shape {
             chains: 1,
             ..Shape::default()
@@ -238,7 +275,36 @@ mod tests {
         assert_eq!(first.servers.len(), 3 + 2 + 7);
         let genesis = first.genesis();
         assert_eq!(genesis.chains.len(), 2);
-        assert_eq!(genesis.spares[0].as_str(), "127.0.0.1:20011");
+        assert_eq!(
+            genesis.spares[0].as_str(),
+            format!("127.0.0.1:{}", ports.end - 1)
+        );
         assert!(Plan::open(dir.path(), Some(smaller), None, &random).is_err());
+        let moved = Plan::open(dir.path(), None, Some(ports.start + 1), &random);
+        assert!(moved.unwrap_err().to_string().contains("on ports from"));
+    }
+
+    /// What can never start is refused before anything is kept, so that the next attempt is a first one again.
+    #[test]
+    fn ports_that_are_none_or_taken_and_stripes_of_nothing_leave_no_plan() {
+        let dir = tempfile::tempdir().unwrap();
+        let random = Random::seeded(1);
+        let held = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let taken = held.local_addr().unwrap().port().min(u16::MAX - 12);
+        let _held = UdpSocket::bind((Ipv4Addr::LOCALHOST, taken));
+        let flat = Shape {
+            stripe_width: 0,
+            ..Shape::default()
+        };
+        for (shape, base, word) in [
+            (None, Some(0), "--port-base 1 to"),
+            (None, Some(65_530), "--port-base 1 to 65523"),
+            (None, Some(taken), "in use"),
+            (Some(flat), None, "expected 1 to"),
+        ] {
+            let refused = Plan::open(dir.path(), shape, base, &random).unwrap_err();
+            assert!(refused.to_string().contains(word), "{refused}");
+        }
+        assert!(!file(dir.path()).exists());
     }
 }

@@ -8,7 +8,7 @@ use futures_util::future::{join_all, pending};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use milonga_client::{ClusterConfig, Log, reconfigure};
 use milonga_host::fs::FsDisk;
-use milonga_host::{Clock, Disk, Random};
+use milonga_host::{Clock, Disk, Random, Transport};
 use serde::{Deserialize, Serialize};
 
 use super::files;
@@ -140,14 +140,15 @@ impl Supervisor {
     }
 
     /// Starts all servers, decides the first layout if there is none, and waits until appends work.
-    pub(super) async fn start(&mut self) -> Outcome<Log> {
+    pub(super) async fn start(&mut self) -> Outcome<(Log, Transport)> {
         let starts = self.slots.iter().map(|slot| self.launch(&slot.planned));
         let started = join_all(starts).await;
         for (slot, live) in self.slots.iter_mut().zip(started) {
             slot.live = Some(live?);
         }
         self.list()?;
-        let log = ClusterConfig::load(&self.cluster_file())?.connect()?;
+        let config = ClusterConfig::load(&self.cluster_file())?;
+        let (log, transport) = config.connect_with_transport()?;
         let began = self.clock.now();
         while let Err(failure) = self.make_ready(&log).await {
             if self.clock.now().since(began) > READY_WITHIN {
@@ -156,7 +157,7 @@ impl Supervisor {
             tracing::debug!(%failure, "not ready yet");
             self.clock.sleep(PAUSE).await;
         }
-        Ok(log)
+        Ok((log, transport))
     }
 
     /// Decides the first layout if there is none, and puts a term to work that lists every server as it runs now.

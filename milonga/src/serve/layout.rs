@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use milonga_host::CredentialFiles;
 use milonga_host::fs::FsDisk;
+use milonga_host::{CredentialFiles, Transport};
 use milonga_layout::{Config, Reports, Server};
 use milonga_wire::Kind;
 
@@ -14,10 +14,10 @@ use crate::failure::{Failure, Outcome};
 use crate::node::Node;
 
 pub(super) async fn start(mut settings: Settings) -> Outcome<Running> {
-    let cert = settings.take_path("caretaker-cert");
-    let key = settings.take_path("caretaker-key");
+    let cert = settings.take_path("caretaker-cert")?;
+    let key = settings.take_path("caretaker-key")?;
     let config: Config = settings
-        .read::<milonga_layout::Settings>(Keys::Underscores)?
+        .read::<milonga_layout::Settings>(Keys::Hyphens)?
         .try_into()?;
     let files = CredentialFiles {
         certificate: config.cert.clone(),
@@ -30,9 +30,11 @@ pub(super) async fn start(mut settings: Settings) -> Outcome<Running> {
     let cluster = node.caller.cluster;
     let service = Server::start(&node.host, Arc::new(disk), cluster, &config)
         .map_err(|error| Failure::from(error).about(config.dir.display()))?;
-    if config.caretaker {
-        take_care(&node, &config, cert, key, service.reports())?;
-    }
+    let caretaker = if config.caretaker {
+        take_care(&node, &config, cert, key, service.reports())?
+    } else {
+        None
+    };
     let asked = Arc::clone(&service);
     let parts = Parts {
         name: config.name,
@@ -40,24 +42,28 @@ pub(super) async fn start(mut settings: Settings) -> Outcome<Running> {
         admin: config.admin,
         ready: Arc::new(move || asked.ready()),
         service,
-        finish: Box::pin(async {}),
+        finish: Box::pin(async move {
+            if let Some(transport) = caretaker {
+                transport.close().await;
+            }
+        }),
     };
     open(node, parts).await
 }
 
-/// Starts the caretaker, if it has been given a certificate.
+/// Starts the caretaker, if it has been given a certificate. Returns what it calls through.
 fn take_care(
     node: &Node,
     config: &Config,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
     reports: Arc<Reports>,
-) -> Outcome {
+) -> Outcome<Option<Transport>> {
     let (certificate, key) = match (cert, key) {
         (Some(cert), Some(key)) => (cert, key),
         (None, None) => {
             tracing::info!("no caretaker: `caretaker-cert` and `caretaker-key` are not given");
-            return Ok(());
+            return Ok(None);
         }
         (Some(_), None) | (None, Some(_)) => {
             return Err(Failure::failed(
@@ -74,7 +80,9 @@ fn take_care(
         [] => vec![config.listen.clone()],
         several => several.to_vec(),
     };
-    let caretaker = Caretaker::new(Node::open(&files)?, files, layout, reports)?;
+    let own = Node::open(&files)?;
+    let transport = own.transport.clone();
+    let caretaker = Caretaker::new(own, files, layout, reports)?;
     node.host.tasks.spawn(caretaker.run());
-    Ok(())
+    Ok(Some(transport))
 }

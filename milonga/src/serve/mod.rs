@@ -100,7 +100,7 @@ fn may_serve(node: &Node, kind: milonga_wire::Kind, role: Role) -> Outcome {
     }
     let (has, role) = (node.caller.role, role.as_str());
     Err(Failure::failed(format!(
-        "a {has} certificate may not serve as {role}; issue one with `milonga certs issue --role server`"
+        "a certificate of role {has} may not serve as {role}; issue one with `milonga certs issue --role server`"
     )))
 }
 
@@ -136,6 +136,8 @@ impl Running {
             tracing::warn!(name = %self.name, "ended before everything was answered");
         }
         self.handle.drain(DRAIN_WITHIN).await;
+        // Those that it asked are not left to wait for it.
+        self.node.transport.close().await;
         tracing::info!(name = %self.name, "ended");
     }
 }

@@ -1,7 +1,7 @@
 //! Where a server's settings come from: its file, and flags, which come first.
 //!
-//! Keys are written with hyphens, in the file as on the command line; underscores do too. Paths in a file are relative
-//! to the file's own folder. `certs = DIR` stands for `ca`, `cert` and `key` as `milonga certs` lays them out.
+//! Keys are written with hyphens, in the file as on the command line. Paths in a file are relative to the file's own
+//! folder. `certs = DIR` stands for `ca`, `cert` and `key` as `milonga certs` lays them out.
 
 use std::path::{Path, PathBuf};
 
@@ -47,14 +47,20 @@ impl Settings {
             table,
             file: file.map(Path::to_owned),
         };
-        settings.spread_certs();
+        settings.spread_certs()?;
         settings.complete_admin();
         Ok(settings)
     }
 
     /// Takes a path out that the service itself does not know.
-    pub(crate) fn take_path(&mut self, key: &str) -> Option<PathBuf> {
-        self.table.remove(key)?.as_str().map(PathBuf::from)
+    pub(crate) fn take_path(&mut self, key: &str) -> Outcome<Option<PathBuf>> {
+        match self.table.remove(key) {
+            None => Ok(None),
+            Some(Value::String(path)) => Ok(Some(path.into())),
+            Some(other) => {
+                Err(self.wrong(format!("`{key}` is {other}; expected a path in quotes")))
+            }
+        }
     }
 
     /// A key's text, left where it is.
@@ -63,22 +69,31 @@ impl Settings {
     }
 
     /// As the service reads them.
-    pub(crate) fn read<T: DeserializeOwned>(self, keys: Keys) -> Outcome<T> {
-        let table: Table = self
-            .table
+    pub(crate) fn read<T: DeserializeOwned>(mut self, keys: Keys) -> Outcome<T> {
+        let table: Table = std::mem::take(&mut self.table)
             .into_iter()
             .map(|(key, value)| match keys {
                 Keys::Hyphens => (key, value),
                 Keys::Underscores => (key.replace('-', "_"), value),
             })
             .collect();
-        table.try_into().map_err(|error: toml::de::Error| {
-            let failure = Failure::failed(one_line(&error.to_string()));
-            match self.file {
-                Some(file) => failure.about(file.display()),
-                None => failure,
-            }
+        let read = table.try_into();
+        read.map_err(|error: toml::de::Error| {
+            let text = one_line(&error.to_string());
+            self.wrong(match keys {
+                Keys::Hyphens => text,
+                Keys::Underscores => text.replace('_', "-"),
+            })
         })
+    }
+
+    /// What is wrong, with the file if there is one.
+    fn wrong(&self, what: String) -> Failure {
+        let failure = Failure::failed(what);
+        match &self.file {
+            Some(file) => failure.about(file.display()),
+            None => failure,
+        }
     }
 
     /// A port alone is one of the loopback address, whichever service reads it.
@@ -94,9 +109,9 @@ impl Settings {
         }
     }
 
-    fn spread_certs(&mut self) {
-        let Some(certs) = self.take_path("certs") else {
-            return;
+    fn spread_certs(&mut self) -> Outcome {
+        let Some(certs) = self.take_path("certs")? else {
+            return Ok(());
         };
         let name = self.text("name").unwrap_or("server").to_owned();
         let files = [
@@ -108,19 +123,27 @@ impl Settings {
             let path = certs.join(file).to_string_lossy().into_owned();
             self.table.entry(key).or_insert_with(|| Value::String(path));
         }
+        Ok(())
     }
 }
 
-/// A configuration file, its keys hyphenated and its paths no longer relative to it.
+/// A configuration file, its paths no longer relative to it.
 fn read(file: &Path) -> Outcome<Table> {
     let text = std::fs::read_to_string(file).map_err(|why| Failure::file(file, why))?;
     let parsed: Table = text.parse().map_err(|error: toml::de::Error| {
-        Failure::failed(one_line(&error.to_string())).about(file.display())
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.unwrap_or_default().matches('\n').count() + 1;
+        let why = one_line(error.message());
+        Failure::failed(format!("line {line}: {why}")).about(file.display())
     })?;
     let folder = file.parent().unwrap_or_else(|| Path::new(""));
     let mut table = Table::new();
     for (key, value) in parsed {
-        let key = key.replace('_', "-");
+        if key.contains('_') {
+            let hyphened = key.replace('_', "-");
+            let text = format!("unknown key `{key}`; expected hyphens in keys; try `{hyphened}`");
+            return Err(Failure::failed(text).about(file.display()));
+        }
         let value = match value {
             Value::String(path) if PATHS.contains(&key.as_str()) => {
                 Value::String(folder.join(path).to_string_lossy().into_owned())
@@ -147,15 +170,19 @@ mod tests {
     use super::*;
 
     fn gather(text: &str, flags: Table) -> Settings {
+        try_gather(text, flags).unwrap()
+    }
+
+    fn try_gather(text: &str, flags: Table) -> Outcome<Settings> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("s.toml");
         std::fs::write(&file, text).unwrap();
-        Settings::gather(Some(&file), flags).unwrap()
+        Settings::gather(Some(&file), flags)
     }
 
     #[test]
     fn certs_stand_for_three_files_unless_one_is_named() {
-        let text = "name = \"u-1\"\ncerts = \"/c\"\nkey = \"/k\"\nfile_bytes = 1\n";
+        let text = "name = \"u-1\"\ncerts = \"/c\"\nkey = \"/k\"\nfile-bytes = 1\n";
         let flags: Table = "file-bytes = 2".parse().unwrap();
         let settings = gather(text, flags);
 
@@ -177,13 +204,30 @@ mod tests {
         }
     }
 
+    /// One way to write a key, the flags' way, and every mistake in one sentence that names key and file.
     #[test]
-    fn an_unknown_key_is_named_with_its_file() {
-        let unknown = gather("colour = 1", Table::new());
-        let error = unknown
+    fn a_key_that_is_unknown_misspelt_or_wrong_is_named_with_its_file() {
+        let refused = |text: &str| {
+            let settings = try_gather(text, Table::new());
+            let read =
+                settings.and_then(|s| s.read::<milonga_sequencer::Settings>(Keys::Underscores));
+            read.unwrap_err().to_string()
+        };
+        for (text, word) in [
+            ("colour = 1", "unknown field `colour`"),
+            ("colour = 1", "`streams-max`"),
+            ("streams_max = 100", "try `streams-max`"),
+            ("streams-max = \"many\"", "`streams-max`"),
+            ("certs = 7", "`certs` is 7"),
+            ("\nname = \"u\n", "line 2: "),
+        ] {
+            let error = refused(text);
+            assert!(error.contains(word) && error.contains("s.toml"), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        let read = gather("streams-max = 100", Table::new())
             .read::<milonga_sequencer::Settings>(Keys::Underscores)
-            .unwrap_err();
-        assert!(error.to_string().contains("colour"), "{error}");
-        assert!(error.to_string().contains("s.toml"), "{error}");
+            .unwrap();
+        assert_eq!(read.streams_max, Some(100));
     }
 }

@@ -11,6 +11,20 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// A cluster of the fewest servers that copy.
+pub(crate) const SMALL: [&str; 10] = [
+    "--chains",
+    "1",
+    "--replicas",
+    "2",
+    "--layout-servers",
+    "1",
+    "--standbys",
+    "0",
+    "--spares",
+    "0",
+];
+
 /// The binary under test.
 pub(crate) fn milonga() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_milonga"));
@@ -68,7 +82,8 @@ impl From<Output> for Ran {
     fn from(output: Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8(output.stdout).unwrap(),
+            // Records may be any bytes.
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
             err: String::from_utf8(output.stderr).unwrap(),
         }
     }

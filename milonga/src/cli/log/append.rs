@@ -10,7 +10,9 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use milonga_client::{AppendError, Log, Position, Producer, Resumed, SavedAppend};
+use milonga_host::Shutdown;
 use milonga_wire::StreamId;
+use milonga_wire::limits::ENTRY_BYTES_MAX;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -110,7 +112,7 @@ impl Append {
         let outcome = self.append(&log, skip, &mut done).await;
         match outcome {
             Ok(()) => context.output.one(&done, || done.text()),
-            Err(failure) if context.output.is_json() && done.stamp.is_some() => {
+            Err(failure) if context.output.is_json() && done.says_something() => {
                 context.output.one(&done, String::new)?;
                 Err(failure)
             }
@@ -135,17 +137,61 @@ impl Append {
             (_, Some(file)) => {
                 let mut batches = read_ahead(&file, skip)?;
                 let bar = progress(None, "records");
-                while let Some(batch) = batches.recv().await {
-                    let batch = batch.map_err(|why| Failure::file(&file, why))?;
-                    done.batch(&mut producer, &batch.lines, &mut before).await?;
+                let shutdown = Shutdown::listen()
+                    .map_err(|why| Failure::failed(format!("signals cannot be caught: {why}")))?;
+                let mut ending = std::pin::pin!(shutdown.requested(&log.host().tasks));
+                let ended = loop {
+                    let batch = tokio::select! {
+                        biased;
+                        signal = &mut ending => break Err(interrupted(signal)),
+                        batch = batches.recv() => batch,
+                    };
+                    let batch = match batch {
+                        None => break Ok(()),
+                        Some(Err(failure)) => break Err(failure),
+                        Some(Ok(batch)) => batch,
+                    };
+                    // What was begun is seen through, so that its outcome is known.
+                    let signal = {
+                        let mut work =
+                            std::pin::pin!(done.batch(&mut producer, &batch.lines, &mut before));
+                        tokio::select! {
+                            biased;
+                            outcome = &mut work => { outcome?; None }
+                            signal = &mut ending => { work.await?; Some(signal) }
+                        }
+                    };
                     bar.set_position(done.appended);
-                }
+                    if let Some(signal) = signal {
+                        break Err(interrupted(signal));
+                    }
+                };
                 bar.finish_and_clear();
-                Ok(())
+                ended.map_err(|failure| match before {
+                    0 => failure,
+                    lines => failure.about(format!(
+                        "stopped behind {lines} lines, which are in the log"
+                    )),
+                })
             }
+            (Some(_), None) if skip > 1 => Err(shorter(skip)),
             (_, None) => Ok(()),
         }
     }
+}
+
+/// Told to end while input was left.
+fn interrupted(signal: &str) -> Failure {
+    Failure::failed(format!(
+        "{signal}; nothing else was appended; to go on, give the lines behind those"
+    ))
+}
+
+/// Another input than the one that the stamp is of.
+fn shorter(lines: u64) -> Failure {
+    Failure::failed(format!(
+        "{lines} lines are in the log already, and the input has fewer; expected the input that the stamp is of"
+    ))
 }
 
 impl Done {
@@ -177,6 +223,11 @@ impl Done {
                 Err(self.stopped(error, *before))
             }
         }
+    }
+
+    /// Whether it tells more than its error does.
+    fn says_something(&self) -> bool {
+        self.stamp.is_some() || self.appended > 0
     }
 
     fn note(&mut self, position: Position) {
@@ -293,16 +344,22 @@ struct Lines {
     reader: BufReader<Box<dyn Read + Send>>,
     /// Whether more may be long in coming: then what is there is not held back for a full batch.
     slow: bool,
+    /// Lines that are in the log already.
     skip: u64,
+    /// Lines read.
+    read: u64,
+    /// What came behind the last batch.
+    trouble: Option<Trouble>,
 }
 
 /// Reads batches on a thread of its own, a few ahead of the one that is appended.
-fn read_ahead(file: &Path, skip: u64) -> Outcome<mpsc::Receiver<io::Result<Batch>>> {
+fn read_ahead(file: &Path, skip: u64) -> Outcome<mpsc::Receiver<Outcome<Batch>>> {
     let mut lines = Lines::open(file, skip).map_err(|why| Failure::file(file, why))?;
+    let file = file.to_owned();
     let (send, batches) = mpsc::channel(AHEAD);
     std::thread::spawn(move || {
         loop {
-            let batch = lines.batch();
+            let batch = lines.batch().map_err(|trouble| trouble.failure(&file));
             let ended = matches!(&batch, Ok(batch) if batch.lines.is_empty());
             let failed = batch.is_err();
             if ended || send.blocking_send(batch).is_err() || failed {
@@ -311,6 +368,29 @@ fn read_ahead(file: &Path, skip: u64) -> Outcome<mpsc::Receiver<io::Result<Batch
         }
     });
     Ok(batches)
+}
+
+/// Why there are no more lines.
+#[derive(Debug)]
+enum Trouble {
+    Io(io::Error),
+    /// The line of that number is no record.
+    TooLong(u64),
+    /// The input ends before the lines that are in the log already, of that number.
+    Shorter(u64),
+}
+
+impl Trouble {
+    fn failure(&self, file: &Path) -> Failure {
+        match self {
+            Self::Io(why) => Failure::file(file, why),
+            Self::TooLong(line) => Failure::failed(format!(
+                "line {line} of {} has more than {ENTRY_BYTES_MAX} bytes, the limit of a record; split it",
+                file.display()
+            )),
+            Self::Shorter(lines) => shorter(*lines),
+        }
+    }
 }
 
 impl Lines {
@@ -326,22 +406,26 @@ impl Lines {
             reader: BufReader::with_capacity(1 << 18, input),
             slow,
             skip,
+            read: 0,
+            trouble: None,
         })
     }
 
-    /// The next lines, without their ends; none at the end of the input.
-    fn batch(&mut self) -> io::Result<Batch> {
+    /// The next lines, without their ends; none at the end of the input. What comes before trouble is a batch still.
+    fn batch(&mut self) -> Result<Batch, Trouble> {
         let mut batch = Batch::default();
         while batch.lines.len() < BATCH_LINES && batch.bytes < BATCH_BYTES {
-            let mut line = vec![];
-            if self.reader.read_until(b'\n', &mut line)? == 0 {
-                break;
-            }
-            if line.last() == Some(&b'\n') {
-                line.pop();
-            }
-            if self.skip > 0 {
-                self.skip -= 1;
+            let line = match self.line() {
+                Ok(Some(line)) => line,
+                Ok(None) if self.read < self.skip => return Err(Trouble::Shorter(self.skip)),
+                Ok(None) => break,
+                Err(trouble) if batch.lines.is_empty() => return Err(trouble),
+                Err(trouble) => {
+                    self.trouble = Some(trouble);
+                    break;
+                }
+            };
+            if self.read <= self.skip {
                 continue;
             }
             batch.bytes += line.len();
@@ -352,6 +436,26 @@ impl Lines {
         }
         Ok(batch)
     }
+
+    /// The next line. One over the limit is not read to its end, however long it is.
+    fn line(&mut self) -> Result<Option<Vec<u8>>, Trouble> {
+        if let Some(trouble) = self.trouble.take() {
+            return Err(trouble);
+        }
+        let mut line = vec![];
+        let mut bounded = (&mut self.reader).take(ENTRY_BYTES_MAX as u64 + 1);
+        if bounded.read_until(b'\n', &mut line).map_err(Trouble::Io)? == 0 {
+            return Ok(None);
+        }
+        self.read += 1;
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        if line.len() > ENTRY_BYTES_MAX {
+            return Err(Trouble::TooLong(self.read));
+        }
+        Ok(Some(line))
+    }
 }
 
 #[cfg(test)]
@@ -361,18 +465,73 @@ mod tests {
     #[test]
     fn lines_are_cut_into_batches_without_their_ends() {
         let text: String = (0..5_000).fold(String::new(), |text, n| text + &format!("line {n}\n"));
-        let input: Box<dyn Read + Send> = Box::new(io::Cursor::new(text));
-        let mut lines = Lines {
-            reader: BufReader::new(input),
-            slow: false,
-            skip: 1,
-        };
+        let mut lines = of(text.into_bytes(), 1);
         let [first, second, third] = [(); 3].map(|()| lines.batch().unwrap());
 
         assert_eq!(first.lines[0], Bytes::from("line 1"));
         assert_eq!(first.lines.len(), BATCH_LINES);
         assert_eq!(first.lines.len() + second.lines.len(), 4_999);
         assert!(third.lines.is_empty());
+    }
+
+    fn of(text: Vec<u8>, skip: u64) -> Lines {
+        let input: Box<dyn Read + Send> = Box::new(io::Cursor::new(text));
+        Lines {
+            reader: BufReader::new(input),
+            slow: false,
+            skip,
+            read: 0,
+            trouble: None,
+        }
+    }
+
+    /// Bytes are bytes: only the line feed is taken off, and the last line needs none.
+    #[test]
+    fn a_line_may_hold_any_bytes_up_to_the_limit() {
+        let longest = vec![b'x'; ENTRY_BYTES_MAX];
+        let text = [b"a\r\n\n\xff\0\n", &longest[..], b"\nlast"].concat();
+        let mut lines = of(text, 0);
+        let first = lines.batch().unwrap().lines;
+        let second = lines.batch().unwrap().lines;
+
+        assert_eq!(first[..3], [&b"a\r"[..], b"", b"\xff\0"].map(Bytes::from));
+        assert_eq!((first[3].len(), first.len()), (ENTRY_BYTES_MAX, 4));
+        assert_eq!(second, [Bytes::from("last")]);
+    }
+
+    /// The lines before it are appended, the one that is wrong is named, and its length costs no memory.
+    #[test]
+    fn a_line_over_the_limit_comes_behind_the_lines_before_it() {
+        let endless = vec![b'x'; 3 * ENTRY_BYTES_MAX];
+        let mut lines = of([b"one\ntwo\n", &endless[..]].concat(), 0);
+
+        assert_eq!(
+            lines.batch().unwrap().lines,
+            ["one", "two"].map(Bytes::from)
+        );
+        let trouble = lines.batch().err().unwrap();
+        assert!(matches!(trouble, Trouble::TooLong(3)));
+        assert!(
+            trouble
+                .failure(Path::new("f"))
+                .to_string()
+                .starts_with("line 3 of f ")
+        );
+    }
+
+    #[test]
+    fn an_input_without_the_lines_that_are_in_the_log_is_another_one() {
+        assert!(matches!(
+            of(b"one\n".to_vec(), 2).batch(),
+            Err(Trouble::Shorter(2))
+        ));
+        assert!(
+            of(b"one\ntwo\n".to_vec(), 2)
+                .batch()
+                .unwrap()
+                .lines
+                .is_empty()
+        );
     }
 
     #[test]

@@ -7,12 +7,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Subcommand;
-use milonga_client::{Entry, EntryKind};
+use milonga_client::{Entry, EntryKind, Log};
 use milonga_wire::{Position, StreamId};
 use serde::Serialize;
 
 use super::Context;
-use crate::failure::Outcome;
+use crate::failure::{Code, Failure, Outcome};
 use crate::look::Sight;
 use crate::output::bytes;
 
@@ -170,6 +170,18 @@ async fn stat(context: &Context, interval: Duration) -> Outcome {
     })
 }
 
+/// A position to start from, which nothing but the end of the log may lie below: else it would be waited for in vain.
+pub(super) async fn up_to_the_end(log: &Log, from: Position) -> Outcome<Position> {
+    let end = log.end().await?.position;
+    if from <= end {
+        return Ok(from);
+    }
+    Err(Failure::new(
+        Code::Conflict,
+        format!("position {from} lies beyond the end {end}; expected a position up to {end}"),
+    ))
+}
+
 /// What an entry is, as it is printed.
 fn kind(entry: &Entry) -> &'static str {
     match entry.kind {
@@ -186,9 +198,12 @@ fn kind(entry: &Entry) -> &'static str {
 struct Stream(StreamId);
 
 impl FromStr for Stream {
-    type Err = std::convert::Infallible;
+    type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err("a stream has a name; expected a name, or 32 hexadecimal digits");
+        }
         Ok(Self(
             text.parse().unwrap_or_else(|_| StreamId::of_name(text)),
         ))

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{Context, Stream, kind};
 use crate::failure::{Code, Failure, Outcome};
-use crate::output::{ended, json};
+use crate::output::{ended, json, say};
 
 /// Positions of a stream that are held in memory at once.
 const STREAM_POSITIONS: u64 = 65_536;
@@ -74,7 +74,12 @@ impl FromStr for Range {
                     "" | "end" | "END" => None,
                     to => Some(number(to)?),
                 };
-                Ok(Self::Many(from, to))
+                match to {
+                    Some(to) if to < from => Err(format!(
+                        "`{text}` ends before it starts; expected FROM..TO with FROM up to TO"
+                    )),
+                    Some(_) | None => Ok(Self::Many(from, to)),
+                }
             }
         }
     }
@@ -97,7 +102,7 @@ impl Read {
                 read_stream(&log, stream, from, to, &mut printer).await?;
             }
         }
-        printer.flush()
+        printer.end()
     }
 }
 
@@ -143,18 +148,33 @@ impl Follow {
     pub(super) async fn run(self, context: &Context) -> Outcome {
         let log = context.cluster.connect()?;
         let from = match self.from {
-            Some(from) => Position(from),
+            Some(from) => super::up_to_the_end(&log, Position(from)).await?,
             None => log.end().await?.position,
         };
         let stream = self.stream.map(|stream| stream.0);
         let mut printer = Printer::new(context, self.raw, stream);
         let mut follower = log.follow(from);
         loop {
-            if let Some(entry) = follower.next_ready().await? {
-                printer.all(&[entry])?;
-            } else {
-                printer.flush()?;
-                printer.all(&[follower.next().await?])?;
+            let next = match follower.next_ready().await {
+                Ok(None) => {
+                    printer.flush()?;
+                    printer.told();
+                    follower.next().await
+                }
+                Ok(Some(entry)) => Ok(entry),
+                Err(error) => Err(error),
+            };
+            match next {
+                Ok(entry) => printer.all(&[entry])?,
+                Err(error) => {
+                    printer.flush()?;
+                    let next = follower.position();
+                    let text = format!(
+                        "{}; go on with `--from {next}`",
+                        Failure::from(error.clone())
+                    );
+                    return Err(Failure::new(Failure::from(error).code, text));
+                }
             }
         }
     }
@@ -165,6 +185,16 @@ struct Printer {
     out: BufWriter<io::Stdout>,
     form: Form,
     stream: Option<StreamId>,
+    gaps: Gaps,
+}
+
+/// Records that bytes alone cannot show to be missing.
+#[derive(Default)]
+struct Gaps {
+    /// The first position kept, if some that were asked for are trimmed.
+    trimmed: Option<Position>,
+    /// The first position that was lost.
+    lost: Option<Position>,
 }
 
 #[derive(Copy, Clone)]
@@ -199,6 +229,7 @@ impl Printer {
             out: BufWriter::with_capacity(1 << 16, io::stdout()),
             form,
             stream,
+            gaps: Gaps::default(),
         }
     }
 
@@ -210,12 +241,19 @@ impl Printer {
                 entry.position,
                 kind(&entry)
             );
-            return Err(Failure::new(Code::NotFound, text));
+            let code = match entry.kind {
+                EntryKind::Unknown => Code::Damage,
+                _ => Code::NotFound,
+            };
+            return Err(Failure::new(code, text));
         }
         self.all(&[entry])
     }
 
     fn all(&mut self, entries: &[Entry]) -> Outcome {
+        if let Form::Raw = self.form {
+            entries.iter().for_each(|entry| self.gaps.note(entry));
+        }
         let wanted = entries.iter().filter(|entry| names(entry, self.stream));
         let out = &mut self.out;
         let mut print = wanted.map(|entry| match self.form {
@@ -228,6 +266,41 @@ impl Printer {
 
     fn flush(&mut self) -> Outcome {
         self.out.flush().or_else(ended)
+    }
+
+    /// Says once which records are trimmed.
+    fn told(&mut self) {
+        if let Some(kept) = self.gaps.trimmed.take() {
+            say(format_args!(
+                "note: what was asked for below position {kept} is trimmed and not printed"
+            ));
+        }
+    }
+
+    /// The end of what was asked for.
+    fn end(&mut self) -> Outcome {
+        self.flush()?;
+        self.told();
+        match self.gaps.lost {
+            None => Ok(()),
+            Some(position) => Err(Failure::new(
+                Code::Damage,
+                format!(
+                    "position {position}, and perhaps others, is lost or damaged on every unit; \
+                     expected what was appended; look with `milonga log read {position}.. -o json`"
+                ),
+            )),
+        }
+    }
+}
+
+impl Gaps {
+    fn note(&mut self, entry: &Entry) {
+        match &entry.kind {
+            EntryKind::Trimmed => self.trimmed = Some(entry.position.next()),
+            EntryKind::Unknown => self.lost = self.lost.or(Some(entry.position)),
+            EntryKind::Data { .. } | EntryKind::Junk { .. } | EntryKind::Unwritten => {}
+        }
     }
 }
 
@@ -308,7 +381,7 @@ mod tests {
         for open in ["0..", "..", "0..end", "..END"] {
             assert_eq!(open.parse(), Ok(many(0, None)), "{open}");
         }
-        for bad in ["", "x", "1..y", "-1", "1.2"] {
+        for bad in ["", "x", "1..y", "-1", "1.2", "5..3"] {
             assert!(bad.parse::<Range>().is_err(), "{bad}");
         }
     }
