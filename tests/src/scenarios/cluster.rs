@@ -61,6 +61,7 @@ pub struct Cluster {
 struct Drive {
     disk: MemoryDisk,
     torn: bool,
+    lies: bool,
     power: Arc<Power>,
 }
 
@@ -72,7 +73,7 @@ struct Power {
 }
 
 impl Drive {
-    fn new(world: &World, profile: &Profile, of: &str) -> Self {
+    fn new(world: &World, profile: &Profile, of: &str, lies: bool) -> Self {
         let (random, world) = (world.random(&format!("disk of {of}")), world.clone());
         let disk = MemoryDisk::new(DISK_BYTES);
         let power = Arc::new(Power::default());
@@ -95,10 +96,19 @@ impl Drive {
                     };
                     Outcome::Stop(reached)
                 }
+                Operation::Sync { .. } if lies && world.is_troubled() && flip(&random) => {
+                    world.count("sync that lied");
+                    Outcome::Lie
+                }
                 _ => Outcome::Done,
             }
         })));
-        Self { disk, torn, power }
+        Self {
+            disk,
+            torn,
+            lies,
+            power,
+        }
     }
 
     /// Opens what is on the disk. A power failure in the middle of it is one more crash, and it is opened again.
@@ -118,7 +128,8 @@ impl Drive {
 
     /// A process ends, or a machine loses its power: then each sector that was not synced is old or new by itself.
     fn crashed(&self, random: &Random) {
-        if self.torn && (self.power.failed.load(Ordering::Relaxed) || flip(random)) {
+        let power_loss = self.power.failed.load(Ordering::Relaxed) || flip(random);
+        if self.lies || self.torn && power_loss {
             let names = random.below(self.disk.unsynced_names() as u64 + 1) as usize;
             let survival = *pick(random, &[0, 300_000, 700_000, 1_000_000]);
             self.disk.crash(names, &mut |_, _| chance(random, survival));
@@ -229,7 +240,7 @@ impl Cluster {
             let machine = LayoutMachine {
                 cluster,
                 config: layout_config(text, &layout),
-                drive: Drive::new(world, profile, text),
+                drive: Drive::new(world, profile, text, false),
             };
             let power = Arc::clone(&machine.drive.power);
             servers.push(add(
@@ -250,7 +261,11 @@ impl Cluster {
         }
         let file_bytes = *pick(&random, &[64 << 10, 256 << 10, 1 << 20]);
         let mut units = vec![];
-        for text in &unit_names {
+        let replicas = shape.replicas as usize;
+        // One liar per chain, and none where nobody else holds what it forgets.
+        let liar = random.below(shape.replicas) as usize;
+        for (number, text) in unit_names.iter().enumerate() {
+            let lies = profile.lying && replicas > 1 && number % replicas == liar;
             let machine = UnitMachine {
                 config: milonga_logunit::Config {
                     cluster,
@@ -261,7 +276,7 @@ impl Cluster {
                     version: "simulated".to_owned(),
                 },
                 file_bytes,
-                drive: Drive::new(world, profile, text),
+                drive: Drive::new(world, profile, text, lies),
             };
             let power = Arc::clone(&machine.drive.power);
             units.push(add(
@@ -277,7 +292,6 @@ impl Cluster {
         for server in &servers {
             world.start(*server).await?;
         }
-        let replicas = shape.replicas as usize;
         let addresses: Vec<Address> = unit_names.iter().map(|name| address(name)).collect();
         let genesis = Genesis {
             layout_servers: layout.clone(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use milonga_host::{Clock, Random};
 use tokio::task::JoinHandle;
 
-use super::faults::{Profile, flip, pick};
+use super::faults::{Profile, chance, flip, pick};
 use super::node::NodeId;
 use super::world::World;
 
@@ -126,10 +126,13 @@ impl Trouble {
 
     async fn part(self, nodes: Vec<NodeId>, longest: Duration, one_way: bool) {
         while self.next().await {
+            // Halves; or one node alone, or with a few others: a server and the clients that still reach it.
+            let first = *pick(&self.random, &nodes);
+            let joins_ppm = *pick(&self.random, &[500_000, 0, 150_000]);
             let apart: Vec<NodeId> = nodes
                 .iter()
                 .copied()
-                .filter(|_| flip(&self.random))
+                .filter(|node| *node == first || chance(&self.random, joins_ppm))
                 .collect();
             let both = !(one_way && flip(&self.random));
             let wait = Duration::from_millis(self.random.below(longest.as_millis() as u64 + 1));
