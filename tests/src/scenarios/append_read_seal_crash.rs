@@ -15,7 +15,7 @@ use super::inspection::inspect;
 use super::workload::{Client, ClientMachine, Workload};
 use crate::history::{History, Operation, Seen};
 use crate::invariants;
-use crate::sim::nemesis::Nemesis;
+use crate::sim::nemesis::{Nemesis, Targets};
 use crate::sim::{Profile, World};
 
 /// How long a whole cluster whose processes all run may take to serve again.
@@ -45,7 +45,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
             trims: random.below(3) == 0,
         };
         world.trouble(profile.network.clone());
-        let mut victims = cluster.servers.clone();
+        let mut clients = vec![];
         for number in 1..=profile.clients {
             let name = format!("c-{number}");
             // One at least may mend what is broken.
@@ -63,9 +63,17 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
             if let Err(why) = world.start(client).await {
                 world.violation(why);
             }
-            victims.push(client);
+            clients.push(client);
         }
-        let nemesis = Nemesis::start(&world, &profile, victims.clone(), victims);
+        let nemesis = Nemesis::start(
+            &world,
+            &profile,
+            &Targets {
+                servers: cluster.servers.clone(),
+                clients,
+                clients_crash: true,
+            },
+        );
         world.clock().sleep(profile.busy).await;
         nemesis.stop().await;
         workload.stop.store(true, Ordering::Relaxed);
