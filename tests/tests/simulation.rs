@@ -31,6 +31,12 @@ fn the_log_keeps_its_invariants_while_everything_fails() {
     hold("append_read_seal_crash", "swarm", 1, 61);
 }
 
+/// H2, H43; I5: the end of a sequencer that was replaced while some clients still reach it.
+#[test]
+fn a_replaced_sequencer_tells_no_old_end() {
+    hold("replaced_sequencer", "calm", 1, 31);
+}
+
 /// I1 to I8, one kind of trouble at a time: where everything fails at once, some failures hide behind others.
 #[test]
 fn the_log_keeps_its_invariants_under_each_kind_of_trouble() {
