@@ -52,12 +52,17 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
         let new_side = world.add_client("new-side", Role::Control, 0);
         let asking = {
             let options = Options {
-                deadline: Duration::from_millis(50),
-                call: Duration::from_millis(*pick(&random, &[20, 200])),
+                // Longer than the sequencer tries to have an end confirmed, or so short that many ask.
+                deadline: Duration::from_millis(*pick(&random, &[50, 3_000])),
+                call: Duration::from_millis(*pick(&random, &[20, 2_000])),
                 ..Options::default()
             };
             let log = log(&world, old_side, Role::Reader, &cluster.layout, options);
-            tokio::spawn(ask(workload.clone(), log))
+            let loops = 1..=1 + random.below(8);
+            let asking: Vec<_> = loops
+                .map(|process| tokio::spawn(ask(workload.clone(), log.clone(), process)))
+                .collect();
+            asking
         };
         let log = log(
             &world,
@@ -94,6 +99,10 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
                     .is_ok_and(|now| now.layout.term > layout.layout.term);
                 if replaced && flip(&random) {
                     world.count("replaced while cut off");
+                    world
+                        .clock()
+                        .sleep(Duration::from_millis(random.below(3_000)))
+                        .await;
                     break;
                 }
             }
@@ -107,7 +116,9 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
         }
         workload.stop.store(true, Ordering::Relaxed);
         // One that failed has been reported as a panic.
-        let _ = asking.await;
+        for asking in asking {
+            let _ = asking.await;
+        }
         for violation in invariants::check(&workload.history.operations()) {
             world.violation(violation);
         }
@@ -129,8 +140,8 @@ fn apart(inside: &[NodeId], outside: &[NodeId], both: bool) -> Vec<(NodeId, Node
 }
 
 /// Asks for the end as fast as answers come.
-async fn ask(workload: Workload, log: Log) {
-    let client = Client::new(workload.clone(), 1, log.clone());
+async fn ask(workload: Workload, log: Log, process: u64) {
+    let client = Client::new(workload.clone(), process, log.clone());
     while !workload.stop.load(Ordering::Relaxed) {
         let told = client.end().await;
         workload.world.count(if told.is_some() {
