@@ -1,8 +1,8 @@
 //! Streams: the entries that name a stream, proved complete by their backpointers, else by scanning.
 //!
-//! - T1 What is brought of a stream is complete up to where it goes: entries are left out only where backpointers prove
+//! - C8 What is brought of a stream is complete up to where it goes: entries are left out only where backpointers prove
 //!   that there are none, or where every position was looked at.
-//! - T2 Trimmed positions are told only if something of the stream may have been trimmed (H26).
+//! - C9 Trimmed positions are told only if something of the stream may have been trimmed (H26).
 //!
 //! Source: Tango (SOSP '13), "Streaming CORFU": a reader strides back over the last K positions of the stream.
 
@@ -44,7 +44,7 @@ impl Log {
         Ok(entries)
     }
 
-    /// Strides back from `last` to `start` (T1). Nothing if the way is hidden by junk, trimmed or lost entries or an unknown
+    /// Strides back from `last` to `start` (C8). Nothing if the way is hidden by junk, trimmed or lost entries or an unknown
     /// past, is short enough to be scanned at once, or too long.
     async fn walk(
         &self,
@@ -204,7 +204,7 @@ impl StreamReader {
     }
 
     /// The trimmed positions met so far, unless the stream's next record, or its end, says that none of them was its
-    /// own (T2). A burnt position of the stream among them cannot be told from a record: it counts as one.
+    /// own (C9). A burnt position of the stream among them cannot be told from a record: it counts as one.
     fn gap(&mut self, before: &Before) -> Option<Entry> {
         let trimmed = self.trimmed.take()?;
         let proved = match before {

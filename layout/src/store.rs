@@ -9,9 +9,9 @@
 //! Each file is written whole under the name `new`, synced, and renamed: it is there as it was meant, or not at all.
 //! Before its body (postcard) stand a magic number, the format version, the body's length and a crc32 over all of them.
 //!
-//! - T1 After [`Store::commit`] returns `Ok`, the change is found again after any crash.
-//! - T2 After it returns `Err`, every later one does: nothing is known about the disk any more (D3).
-//! - T3 A directory of another cluster, server or format is refused, never changed; a damaged one never votes.
+//! - V1 After [`Store::commit`] returns `Ok`, the change is found again after any crash.
+//! - V2 After it returns `Err`, every later one does: nothing is known about the disk any more (D3).
+//! - V3 A directory of another cluster, server or format is refused, never changed; a damaged one never votes.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -202,10 +202,10 @@ impl Store {
         }))
     }
 
-    /// Makes a change durable (T1).
+    /// Makes a change durable (V1).
     ///
     /// # Errors
-    /// What the disk said first. Nothing is known about the change, and every later one fails too (T2).
+    /// What the disk said first. Nothing is known about the change, and every later one fails too (V2).
     pub fn commit(&mut self, change: &Change) -> Result<(), String> {
         if let Some(why) = &self.failed {
             return Err(why.clone());

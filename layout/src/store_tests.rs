@@ -267,7 +267,7 @@ fn state_of(found: &Found) -> (Option<(Term, Rank)>, usize) {
     (vote, found.decided.len())
 }
 
-/// T1.
+/// V1.
 #[test]
 fn what_was_committed_is_found_again() {
     let disk = Handle::new();
@@ -285,7 +285,7 @@ fn what_was_committed_is_found_again() {
     assert_eq!(found.decided.len(), 2);
 }
 
-/// T1: whatever the operation at which the power goes, what was committed is there, and of the change under way either
+/// V1: whatever the operation at which the power goes, what was committed is there, and of the change under way either
 /// all or nothing.
 #[test]
 fn a_crash_at_any_point_leaves_the_state_before_or_after() {
@@ -321,7 +321,7 @@ fn a_crash_at_any_point_leaves_the_state_before_or_after() {
     assert!(crashes > 20, "{crashes} points were tried");
 }
 
-/// T2, H30: after a failed sync no later change is taken, though the disk would say yes.
+/// V2, H30: after a failed sync no later change is taken, though the disk would say yes.
 #[test]
 fn a_failed_sync_ends_all_changes_until_a_restart() {
     let disk = Handle::new();
@@ -337,7 +337,7 @@ fn a_failed_sync_ends_all_changes_until_a_restart() {
     assert_eq!(state_of(&found), after(1));
 }
 
-/// T3: refused at the start, with the reason.
+/// V3: refused at the start, with the reason.
 #[test]
 fn a_directory_of_another_cluster_server_or_process_is_refused() {
     let disk = Handle::new();
@@ -352,7 +352,7 @@ fn a_directory_of_another_cluster_server_or_process_is_refused() {
     assert!(matches!(refused, Err(OpenError::WrongServer { .. })));
 }
 
-/// T3: the identity that is there is kept, whatever a start would give a blank directory.
+/// V3: the identity that is there is kept, whatever a start would give a blank directory.
 #[test]
 fn a_formatted_directory_keeps_its_identity() {
     let disk = Handle::new();
@@ -366,7 +366,7 @@ fn a_formatted_directory_keeps_its_identity() {
     );
 }
 
-/// T3: somebody else's files are never taken for a blank directory.
+/// V3: somebody else's files are never taken for a blank directory.
 #[test]
 fn a_directory_that_is_no_layout_servers_is_refused() {
     let disk = Handle::new();
@@ -383,7 +383,7 @@ fn a_directory_that_is_no_layout_servers_is_refused() {
     assert!(open(disk).is_ok(), "neither is anybody's");
 }
 
-/// T3: every byte of every file counts.
+/// V3: every byte of every file counts.
 #[test]
 fn a_damaged_file_is_named_and_nothing_is_served_from_it() {
     let whole = Handle::new();
@@ -417,7 +417,7 @@ fn a_damaged_file_is_named_and_nothing_is_served_from_it() {
     assert!(matches!(open(disk), Err(OpenError::Damaged { .. })));
 }
 
-/// T3: an older program does not touch what a newer one wrote.
+/// V3: an older program does not touch what a newer one wrote.
 #[test]
 fn a_newer_format_is_refused_by_its_version() {
     let whole = Handle::new();

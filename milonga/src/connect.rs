@@ -23,7 +23,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// The cluster file: the one given, else the first of the usual places that exists.
-    fn path(&self) -> Outcome<PathBuf> {
+    pub(crate) fn path(&self) -> Outcome<PathBuf> {
         if let Some(file) = &self.file {
             return Ok(file.clone());
         }

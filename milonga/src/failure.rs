@@ -11,6 +11,8 @@ use milonga_client::{AppendError, ReadError, TrimError, Unavailable};
 use milonga_host::CallError;
 use milonga_wire::Refusal;
 
+use crate::bench::BenchError;
+
 /// What kind of trouble: the process's exit code.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub enum Code {
@@ -170,6 +172,18 @@ impl From<AppendError> for Failure {
                      try `milonga log append --resume {saved}`"
                 ),
             ),
+        }
+    }
+}
+
+impl From<BenchError> for Failure {
+    fn from(error: BenchError) -> Self {
+        match error {
+            BenchError::Unavailable(error) => error.into(),
+            BenchError::Append(error) => (*error).into(),
+            BenchError::Read(error) => error.into(),
+            BenchError::Nothing { .. } => Self::new(Code::Unavailable, error),
+            BenchError::Baseline(_) => Self::failed(error),
         }
     }
 }

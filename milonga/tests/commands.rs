@@ -198,6 +198,58 @@ fn every_server_serves_metrics_and_says_whether_it_is_ready() {
     }
 }
 
+/// A figure is printed with what it is compared to.
+#[test]
+fn a_bench_prints_figures_with_their_ratio_to_bare_servers() {
+    let dev = Dev::start(&SMALL);
+    let dir = dev.file("");
+    let short = [
+        "--rounds",
+        "1",
+        "--records",
+        "200",
+        "--warm-up",
+        "10ms",
+        "--dir",
+        &dir,
+        "-o",
+        "json",
+    ];
+    for bench in ["append", "token"] {
+        let report = dev
+            .run(&[&["bench", bench], &short[..]].concat())
+            .done()
+            .json();
+        for key in [
+            "ops",
+            "seconds",
+            "ops_per_s",
+            "mb_per_s",
+            "latency_us",
+            "errors",
+            "ratio",
+            "concurrency",
+        ] {
+            assert!(report.get(key).is_some(), "{key} in {report}");
+        }
+        for key in ["p50", "p90", "p99", "p999", "max"] {
+            assert!(report["latency_us"].get(key).is_some(), "{key} in {report}");
+        }
+        assert_eq!(report["errors"], 0, "{report}");
+    }
+    dev.run(&[
+        "bench",
+        "read",
+        "--rounds",
+        "1",
+        "--records",
+        "200",
+        "--among",
+        "1000",
+    ])
+    .done();
+}
+
 /// A watcher and a follower print what comes, as it comes.
 #[test]
 fn a_follower_prints_a_record_that_is_appended_while_it_waits() {

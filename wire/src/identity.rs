@@ -21,8 +21,29 @@ pub struct InvalidName {
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
-        #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Serialize, Deserialize)]
+        #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash)]
         pub struct $name(pub [u8; 16]);
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+                if out.is_human_readable() {
+                    out.collect_str(self)
+                } else {
+                    self.0.serialize(out)
+                }
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                if from.is_human_readable() {
+                    let text = String::deserialize(from)?;
+                    text.parse().map_err(serde::de::Error::custom)
+                } else {
+                    <[u8; 16]>::deserialize(from).map(Self)
+                }
+            }
+        }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -216,5 +237,15 @@ mod tests {
                 .parse::<ClusterId>()
                 .is_err()
         );
+    }
+
+    /// People read ids as text; the wire carries their 16 bytes, and nothing else.
+    #[test]
+    fn an_id_is_sixteen_bytes_on_the_wire() {
+        let id = ClusterId([7; 16]);
+        let bytes = postcard::to_stdvec(&id).unwrap();
+
+        assert_eq!(bytes, [7; 16]);
+        assert_eq!(postcard::from_bytes(&bytes), Ok(id));
     }
 }

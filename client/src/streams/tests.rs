@@ -19,7 +19,7 @@ async fn read(log: &Log, from: u64) -> Vec<Entry> {
     log.read_stream(STREAM, span, Some(last)).await.unwrap()
 }
 
-/// T1; Tango (SOSP '13), "Streaming CORFU": what lies between is not read, however much of it there is.
+/// C8; Tango (SOSP '13), "Streaming CORFU": what lies between is not read, however much of it there is.
 #[tokio::test(start_paused = true)]
 async fn a_sparse_stream_is_walked_and_not_scanned() {
     let cluster = Cluster::new(2, 2, 4);
@@ -39,7 +39,7 @@ async fn a_sparse_stream_is_walked_and_not_scanned() {
     assert!(cluster.seen("u", "read") < 60);
 }
 
-/// T1: more than K burnt positions in a row hide the way back; then everything is looked at.
+/// C8: more than K burnt positions in a row hide the way back; then everything is looked at.
 #[tokio::test(start_paused = true)]
 async fn a_stream_whose_way_back_is_hidden_by_junk_is_scanned() {
     let cluster = Cluster::new(2, 2, 4);
@@ -54,7 +54,7 @@ async fn a_stream_whose_way_back_is_hidden_by_junk_is_scanned() {
     assert_eq!(positions(&read(&log, 0).await), [first, second]);
 }
 
-/// T1: a burnt position or two are stepped over.
+/// C8: a burnt position or two are stepped over.
 #[tokio::test(start_paused = true)]
 async fn a_walk_steps_over_a_burnt_position() {
     let cluster = Cluster::new(2, 2, 4);
@@ -73,7 +73,7 @@ async fn a_walk_steps_over_a_burnt_position() {
     );
 }
 
-/// T1, O5: the sequencer's last positions may have been issued again, in a later term, to other records.
+/// C8, O5: the sequencer's last positions may have been issued again, in a later term, to other records.
 #[tokio::test(start_paused = true)]
 async fn a_walk_from_positions_that_were_issued_again_misses_nothing() {
     let cluster = Cluster::new(1, 2, 4);
@@ -99,7 +99,7 @@ async fn a_walk_from_positions_that_were_issued_again_misses_nothing() {
     assert_eq!(positions(&entries), expected);
 }
 
-/// T2, H26.
+/// C9, H26.
 #[tokio::test(start_paused = true)]
 async fn trimmed_positions_are_told_only_where_the_stream_may_have_had_some() {
     let cluster = Cluster::new(2, 2, 4);

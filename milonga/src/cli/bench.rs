@@ -1,8 +1,14 @@
 //! `milonga bench`: measures the cluster, and beside it the same machine with nothing in between.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use milonga_host::net::{Request, Response};
+use milonga_host::{BoxFuture, CallError, Clock, Host, Network, Peer, Random, Tasks};
+
 use super::{Context, wait};
-use crate::bench::{self, BenchError};
-use crate::failure::{Code, Failure, Outcome};
+use crate::bench::{self, What};
+use crate::failure::Outcome;
 
 /// What is measured.
 #[derive(Debug, clap::Args)]
@@ -13,21 +19,42 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn run(self, context: &Context) -> Outcome {
-        milonga_host::ask_for_short_slice();
         wait(async {
-            let log = context.cluster.connect()?;
-            let report = bench::run(&log, &self.args).await?;
+            let report = match &self.args.what {
+                What::Baseline(args) => bench::baseline(&alone(), args).await?,
+                What::Append(_) | What::Read(_) | What::Token(_) => {
+                    bench::run(&context.cluster.connect()?, &self.args).await?
+                }
+            };
             context.output.one(&report, || report.text())
         })
     }
 }
 
-impl From<BenchError> for Failure {
-    fn from(error: BenchError) -> Self {
-        let code = match &error {
-            BenchError::Unavailable(_) | BenchError::Nothing { .. } => Code::Unavailable,
-            BenchError::Append(_) | BenchError::Read(_) | BenchError::Baseline(_) => Code::Failed,
+/// The machine without a cluster: a baseline needs no certificate, and calls through a transport of its own.
+fn alone() -> Host {
+    Host {
+        net: Arc::new(Nobody),
+        clock: Clock::real(),
+        random: Random::real(),
+        tasks: Tasks::new(),
+    }
+}
+
+/// A network without anybody.
+struct Nobody;
+
+impl Network for Nobody {
+    fn call<'a>(
+        &'a self,
+        peer: &'a Peer,
+        _: Request,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<Response, CallError>> {
+        let not_sent = CallError::NotSent {
+            peer: peer.to_string(),
+            why: "this host has no network".to_owned(),
         };
-        Self::new(code, error)
+        Box::pin(async { Err(not_sent) })
     }
 }

@@ -12,7 +12,7 @@ use crate::failure::Outcome;
 use crate::look;
 
 /// Positions per stripe: few enough that many writers keep all chains busy, enough for large batches.
-pub(super) const STRIPE_WIDTH: u32 = 256;
+const STRIPE_WIDTH: u32 = 256;
 /// How long a layout server may take to show a layout.
 const ANSWER: Duration = Duration::from_secs(2);
 

@@ -18,9 +18,10 @@ use crate::failure::Outcome;
 pub(super) struct Dev {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Where everything is kept; a cluster that is there carries on.
-    #[arg(long, global = true, default_value = DEV_DIR)]
-    dir: PathBuf,
+    /// Where everything is kept; a cluster that is there carries on [default: milonga-dev; for `restart` and `stop` the
+    /// folder of the cluster file, if there is one].
+    #[arg(long, global = true)]
+    dir: Option<PathBuf>,
     /// How many chains [default: 2].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     chains: Option<u16>,
@@ -88,11 +89,11 @@ impl Dev {
     pub(super) fn run(self, context: &Context) -> Outcome {
         match &self.verb {
             Some(Verb::Restart(one)) => {
-                let pid = dev::restart(&self.dir, &one.name, one.kill)?;
+                let pid = dev::restart(&self.running(context), &one.name, one.kill)?;
                 one.print(context, pid, "runs again")
             }
             Some(Verb::Stop(one)) => {
-                let pid = dev::stop(&self.dir, &one.name, one.kill)?;
+                let pid = dev::stop(&self.running(context), &one.name, one.kill)?;
                 one.print(context, pid, "is stopped")
             }
             None => {
@@ -101,13 +102,23 @@ impl Dev {
                 }
                 let run = Run {
                     shape: self.shape(),
-                    dir: self.dir,
+                    dir: self.dir.unwrap_or_else(|| DEV_DIR.into()),
                     port_base: self.port_base,
                     in_process: self.in_process,
                 };
                 wait(run.until_a_signal())
             }
         }
+    }
+
+    /// The folder of the cluster whose servers are meant.
+    fn running(&self, context: &Context) -> PathBuf {
+        let beside_file = || {
+            let folder = context.cluster.path().ok()?.parent()?.to_owned();
+            folder.join("processes.json").exists().then_some(folder)
+        };
+        let given = self.dir.clone();
+        given.or_else(beside_file).unwrap_or_else(|| DEV_DIR.into())
     }
 
     /// What was asked for, if anything was.

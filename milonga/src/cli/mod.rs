@@ -95,7 +95,10 @@ enum Command {
     /// Measures, with the ratio to a bare baseline.
     Bench(bench::Bench),
     /// Is one bare server of a baseline.
-    #[command(hide = true)]
+    #[command(
+        hide = true,
+        after_help = "Example: `milonga bench` starts it by itself."
+    )]
     BenchNode(crate::bench::NodeArgs),
     /// Prints and checks a server's directory while it is stopped.
     Inspect(inspect::Inspect),
