@@ -156,6 +156,9 @@ impl Lane {
             let mut state = self.state();
             for (id, outcome) in outcomes.drain(..) {
                 let Some(slot) = state.slot(id) else { continue };
+                if !matches!(slot.phase, Phase::Waiting(_)) {
+                    continue;
+                }
                 if let Phase::Waiting(waker) = mem::replace(&mut slot.phase, Phase::Over(outcome)) {
                     released += mem::take(&mut slot.charge) as usize;
                     wakers.push(waker);

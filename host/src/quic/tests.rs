@@ -258,6 +258,12 @@ async fn a_call_ends_at_its_deadline_and_the_connection_goes_on() {
     let held = Arc::new(Held::default());
     let handle = server.serve(held.clone()).await;
     let to = peer(&handle, None, PeerKind::Any);
+    let (first, ()) = tokio::join!(client.probe(&to, number(0)), async {
+        let (_, request, respond) = held.next().await;
+        answer(request, respond);
+    });
+    first.unwrap();
+
     let short = Duration::from_millis(30);
     let late = client.transport.call(&to, probe(number(1)), short).await;
     assert_eq!(
@@ -322,17 +328,24 @@ async fn a_server_that_was_killed_is_found_again_when_it_is_back() {
 #[tokio::test]
 async fn a_silent_connection_is_replaced_long_before_it_times_out() {
     let cluster = Cluster::new(1);
-    let client = cluster.node(Role::Reader, "r");
-    let server = cluster.node(Role::Server, "s");
+    let patient = || TransportOptions {
+        silence_max: Duration::from_secs(3_600),
+        ..TransportOptions::default()
+    };
+    let client = Node::new(patient(), cluster.credentials(Role::Reader, "r"));
+    let server = Node::new(patient(), cluster.credentials(Role::Server, "s"));
     let handle = server.serve(Arc::new(Echo)).await;
     let to = peer(&handle, None, PeerKind::Any);
     client.probe(&to, number(1)).await.unwrap();
     server.tasks.abort_all();
     let short = Duration::from_millis(30);
-    while !matches!(
-        client.transport.call(&to, probe(number(2)), short).await,
-        Err(CallError::NotSent { .. })
-    ) {}
+    for _ in 0..100 {
+        let outcome = client.transport.call(&to, probe(number(2)), short).await;
+        if matches!(outcome, Err(CallError::NotSent { .. })) {
+            return;
+        }
+    }
+    panic!("the connection is still used");
 }
 
 /// B1.
