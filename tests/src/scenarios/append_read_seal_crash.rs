@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use milonga_client::{Options, reconfigure};
+use milonga_client::{EntryKind, Options, reconfigure};
 use milonga_host::BoxFuture;
-use milonga_wire::{Position, Role};
+use milonga_wire::{Position, Role, StreamId};
 
 use super::cluster::{Cluster, Shape, log};
 use super::inspection::inspect;
-use super::workload::{Client, ClientMachine, Workload};
+use super::workload::{Client, ClientMachine, STREAMS, Workload};
 use crate::history::{History, Operation, Seen};
 use crate::invariants;
 use crate::sim::nemesis::{Nemesis, Targets};
@@ -87,6 +87,9 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
         for violation in open_ends(&history, auditors) {
             world.violation(violation);
         }
+        for violation in invariants::streams::check_links(&workload.history.links()) {
+            world.violation(violation);
+        }
     })
 }
 
@@ -129,6 +132,14 @@ async fn audit(world: &World, workload: &Workload, cluster: &Cluster) {
             from = next;
         }
         world.note(&format!("{name} read everything below {end}"));
+        for stream in STREAMS.map(StreamId::of_name) {
+            auditor.read_stream(stream, true).await;
+        }
+        // H12: looking above the end uses no position up; the inspection sees it if it does.
+        let above = log.read(end.plus(3)).await.map(|entry| entry.kind);
+        if !matches!(above, Ok(EntryKind::Unwritten)) {
+            world.violation(format!("{name}: above the end there is {above:?}"));
+        }
         // Nobody may have called a server that was restarted last: who mends looks at all of them.
         if role == Role::Control
             && let Err(error) = reconfigure::mend(&log, "audit").await
