@@ -83,6 +83,9 @@ impl Machine for ClientMachine {
                 &[Duration::from_millis(200), Duration::from_secs(1)],
             ),
             mend: random.below(4) > 0,
+            // The sooner a hole is filled, the more often its writer comes at the same moment.
+            hole_wait_min: Duration::from_millis(*pick(&random, &[0, 1, 20])),
+            hole_wait_max: Duration::from_millis(*pick(&random, &[20, 500])),
             ..Options::default()
         };
         let tasks = host.tasks.clone();
