@@ -205,3 +205,6 @@ impl Layouts {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -490,7 +490,8 @@ impl Log {
     /// How long a hole is left to its writer: a small multiple of what operations take.
     pub(crate) fn hole_wait(&self) -> Duration {
         let usual = Duration::from_micros(self.shared.latency_us.load(Ordering::Relaxed));
-        (usual * 8).clamp(self.options.hole_wait_min, self.options.hole_wait_max)
+        let most = self.options.hole_wait_max;
+        (usual * 8).clamp(self.options.hole_wait_min.min(most), most)
     }
 
     /// Spans below the newest known end: for messages.

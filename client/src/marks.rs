@@ -77,3 +77,31 @@ fn units(layout: &Layout, chain: &Chain) -> Vec<(Identity, Incarnation)> {
         .map(|unit| (unit.identity, unit.incarnation))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use milonga_wire::Role;
+
+    use super::*;
+    use crate::testing::Cluster;
+
+    /// H42: another process start may lack what the mark speaks of; a mere change of term takes nothing away.
+    #[tokio::test(start_paused = true)]
+    async fn a_mark_is_good_for_the_process_starts_it_was_learnt_from() {
+        let cluster = Cluster::new(1, 2, 1);
+        let log = cluster.client(Role::Reader);
+        let marks = Marks::default();
+        let key = (Position::FIRST, 0);
+        let of = |layout: &Layout| marks.of(layout, &layout.segments[0].chains[0], key);
+        let layout = cluster.layout();
+        let chain = &layout.segments[0].chains[0];
+        let clock = &log.host().clock;
+        assert_eq!(of(&layout), Position::FIRST);
+        marks.note(&layout, chain, key, Position(7), clock);
+        assert_eq!(of(&layout), Position(7));
+
+        assert_eq!(of(&cluster.next_term().await), Position(7));
+        cluster.restart_unit("u-00");
+        assert_eq!(of(&cluster.next_term().await), Position::FIRST);
+    }
+}

@@ -235,7 +235,7 @@ impl Cluster {
     }
 
     /// How many requests arrived that `which` picks.
-    pub(crate) fn count(&self, which: impl Fn(&Seen) -> bool) -> usize {
+    pub(crate) fn count(&self, mut which: impl FnMut(&Seen) -> bool) -> usize {
         self.state().seen.iter().filter(|seen| which(seen)).count()
     }
 

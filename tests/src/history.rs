@@ -4,10 +4,11 @@
 //! read says whose it is. What nobody was told (a call that never returned, an unknown outcome) stays open for ever: it
 //! may have happened, at any later time.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use milonga_wire::{Position, Term};
+use milonga_wire::{Position, Span, StreamId, StreamLink, Term};
 
 /// The number of a record, unique in a run.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
@@ -72,6 +73,8 @@ pub enum Call {
     Append {
         /// The ordered producer, if it is one.
         producer: Option<u64>,
+        /// The streams that each of them belongs to.
+        streams: Vec<StreamId>,
         /// The records.
         values: Vec<Value>,
     },
@@ -79,6 +82,13 @@ pub enum Call {
     Read {
         /// The first.
         from: Position,
+    },
+    /// Read what a stream has in a span, all of it.
+    ReadStream {
+        /// The stream.
+        stream: StreamId,
+        /// Where.
+        span: Span,
     },
     /// Ask for the end.
     End,
@@ -172,7 +182,11 @@ struct Recorded {
     operations: Vec<Operation>,
     events: u64,
     values: u64,
+    links: Links,
 }
+
+/// What the records that were read say of the streams they belong to.
+pub type Links = BTreeMap<Position, Vec<StreamLink>>;
 
 /// An operation that was asked and not told yet.
 #[derive(Debug)]
@@ -206,6 +220,20 @@ impl History {
         recorded.events += 1;
         let now = recorded.events;
         recorded.operations[asked.0].told = Some((now, told));
+    }
+
+    /// The record at `position` was read, and says this of its streams.
+    pub fn link(&self, position: Position, streams: &[StreamLink]) {
+        if !streams.is_empty() {
+            let mut recorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            recorded.links.insert(position, streams.to_vec());
+        }
+    }
+
+    /// What all records that were read say of their streams.
+    pub fn links(&self) -> Links {
+        let recorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        recorded.links.clone()
     }
 
     /// All of it.

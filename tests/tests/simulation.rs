@@ -25,13 +25,25 @@ fn the_simulated_network_keeps_the_promises_of_the_real_one() {
     }
 }
 
-/// I1 to I8.
+/// I1 to I10.
 #[test]
 fn the_log_keeps_its_invariants_while_everything_fails() {
     hold("append_read_seal_crash", "swarm", 1, 61);
 }
 
-/// I1 to I8, one kind of trouble at a time: where everything fails at once, some failures hide behind others.
+/// H2, H43; I5: the end of a sequencer that was replaced while some clients still reach it.
+#[test]
+fn a_replaced_sequencer_tells_no_old_end() {
+    hold("replaced_sequencer", "calm", 1, 31);
+}
+
+/// H5, H6; I5, I9: the counter is lost while appends are on their way, some of them in front of a seal.
+#[test]
+fn a_term_that_begins_without_a_counter_loses_and_repeats_nothing() {
+    hold("restarted_sequencer", "swarm", 1, 21);
+}
+
+/// I1 to I10, one kind of trouble at a time: where everything fails at once, some failures hide behind others.
 #[test]
 fn the_log_keeps_its_invariants_under_each_kind_of_trouble() {
     for profile in ["calm", "network", "crash"] {

@@ -1,10 +1,10 @@
 //! What a client does after trouble, on a cluster in memory.
 
-use milonga_wire::{Refusal, Term};
+use milonga_wire::{Refusal, Term, WriteKind};
 
 use super::*;
 use crate::entry::Kind;
-use crate::testing::{Cluster, Fault};
+use crate::testing::{Cluster, Fault, is_write, once};
 
 /// What a sequencer issued in vain vanishes with its term; a session is never told a lower end for it.
 #[tokio::test(start_paused = true)]
@@ -156,6 +156,52 @@ async fn a_restarted_unit_is_listed_again_and_what_it_lacks_is_restored() {
             assert!(slot.is_some() && slot == cluster.slot("u-01", position));
         }
     }
+}
+
+/// H21: what was accepted may be decided, though its proposer died: it is finished, and nothing else takes its place.
+#[tokio::test(start_paused = true)]
+async fn an_accepted_layout_is_finished_and_not_replaced() {
+    let cluster = Cluster::new(1, 1, 1);
+    let (first, second) = (cluster.client(Role::Control), cluster.client(Role::Control));
+    cluster.rule(once("l-0", "propose a layout", Fault::LoseReply));
+    let proposed = reconfigure::rebuild(&first, "the first").await;
+    assert!(proposed.is_err(), "{proposed:?}");
+    assert_eq!(cluster.layout().term, Term::GENESIS);
+
+    let decided = reconfigure::rebuild(&second, "the second").await.unwrap();
+    assert_eq!(decided.layout.origin.why, "the first");
+    assert_eq!(cluster.layout(), decided.layout);
+}
+
+/// H38: what is put back is put back at the head first: what only units behind it hold could be read, and lost with them.
+#[tokio::test(start_paused = true)]
+async fn what_is_restored_goes_down_its_chain_from_the_head() {
+    let cluster = Cluster::new(1, 3, 1);
+    let log = cluster.client(Role::Control);
+    log.append("a", &[]).await.unwrap();
+    for unit in ["u-00", "u-02"] {
+        cluster.put(unit, 0, None);
+        cluster.restart_unit(unit);
+    }
+
+    cluster.next_term().await;
+    let entry = log.read(Position(0)).await.unwrap();
+    assert_eq!(entry.payload().unwrap(), "a");
+
+    let first_copy = |server: &str| {
+        let mut number = 0;
+        let mut first = None;
+        cluster.count(|seen| {
+            number += 1;
+            if seen.server == server && is_write(&seen.request, WriteKind::Copy) {
+                first.get_or_insert(number);
+            }
+            false
+        });
+        first.expect("every unit of the chain is sent it")
+    };
+    assert!(first_copy("u-00") < first_copy("u-01"));
+    assert!(first_copy("u-01") < first_copy("u-02"));
 }
 
 /// H19: many who meet the same trouble make one term of it.

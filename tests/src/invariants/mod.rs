@@ -8,6 +8,8 @@
 //! - I6 What was seen settled never becomes unwritten again ([`settled`]).
 //! - I7 Only what a trim named is trimmed, and after a trim it is ([`trim`]).
 //! - I8 Units of one chain hold the same ([`replicas`]; this one looks at the units, not at a history).
+//! - I9 A stream is whole: reads bring all of it, and each record names those before it ([`streams`]).
+//! - I10 No position at or above the end holds anything (`scenarios/inspection.rs`: it asks the units of a quiet cluster).
 //!
 //! They judge by real time: an operation that was asked after another was told has to see it. What is open binds nobody.
 
@@ -18,6 +20,7 @@ pub mod exactly_once;
 pub mod order;
 pub mod replicas;
 pub mod settled;
+pub mod streams;
 pub mod trim;
 
 use crate::history::Operation;
@@ -26,13 +29,14 @@ use crate::history::Operation;
 pub type Invariant = fn(&[Operation]) -> Vec<String>;
 
 /// All of them.
-pub const ALL: [Invariant; 7] = [
+pub const ALL: [Invariant; 8] = [
     agreement::check,
     durability::check,
     exactly_once::check,
     order::check,
     end::check,
     settled::check,
+    streams::check,
     trim::check,
 ];
 
@@ -47,7 +51,7 @@ pub fn check(history: &[Operation]) -> Vec<String> {
 pub(crate) mod made_up {
     //! Histories by hand: each operation is asked when the one before was told, unless it says otherwise.
 
-    use milonga_wire::{Position, Term};
+    use milonga_wire::{Position, Span, StreamId, Term};
 
     use crate::history::{Call, Fate, Operation, Seen, Told, Value};
 
@@ -64,6 +68,7 @@ pub(crate) mod made_up {
     pub(crate) fn append(at: u64, value: u64, fate: Fate) -> Operation {
         let call = Call::Append {
             producer: None,
+            streams: vec![],
             values: vec![Value(value)],
         };
         operation(at, call, Told::Fates(vec![fate]))
@@ -73,9 +78,30 @@ pub(crate) mod made_up {
     pub(crate) fn ordered(at: u64, values: &[u64], fates: &[Fate]) -> Operation {
         let call = Call::Append {
             producer: Some(1),
+            streams: vec![],
             values: values.iter().map(|value| Value(*value)).collect(),
         };
         operation(at, call, Told::Fates(fates.to_vec()))
+    }
+
+    /// Appends `value` in stream `a`.
+    pub(crate) fn in_stream(at: u64, value: u64, fate: Fate) -> Operation {
+        let call = Call::Append {
+            producer: None,
+            streams: vec![StreamId::of_name("a")],
+            values: vec![Value(value)],
+        };
+        operation(at, call, Told::Fates(vec![fate]))
+    }
+
+    /// Reads stream `a` below `end`.
+    pub(crate) fn read_stream(at: u64, end: u64, entries: &[(u64, Seen)]) -> Operation {
+        let call = Call::ReadStream {
+            stream: StreamId::of_name("a"),
+            span: Span::new(Position::FIRST, Position(end)),
+        };
+        let entries = entries.iter().map(|(at, seen)| (Position(*at), *seen));
+        operation(at, call, Told::Entries(entries.collect()))
     }
 
     /// Reads `position`.
@@ -126,6 +152,8 @@ pub(crate) mod made_up {
             read(11, 0, Seen::Trimmed),
             read(12, 3, Seen::Data(Value(3))),
             read(13, 5, Seen::Unwritten),
+            in_stream(14, 6, at(5)),
+            read_stream(15, 6, &[(5, Seen::Data(Value(6)))]),
         ]
     }
 }

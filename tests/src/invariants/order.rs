@@ -63,6 +63,7 @@ fn as_given(history: &[Operation]) -> Vec<String> {
         let Call::Append {
             producer: Some(producer),
             values,
+            ..
         } = &operation.call
         else {
             continue;

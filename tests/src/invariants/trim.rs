@@ -12,7 +12,7 @@ pub fn check(history: &[Operation]) -> Vec<String> {
         let trims = history.iter().filter(|operation| operation.asked < moment);
         let points = trims.filter_map(|operation| match operation.call {
             Call::Trim { to } => Some(to),
-            Call::Append { .. } | Call::Read { .. } | Call::End => None,
+            Call::Append { .. } | Call::Read { .. } | Call::ReadStream { .. } | Call::End => None,
         });
         points.max().unwrap_or_default()
     };

@@ -49,18 +49,17 @@ impl Shape {
 
 /// A cluster, running and initialised.
 pub struct Cluster {
-    /// Every server.
-    pub servers: Vec<NodeId>,
+    /// Every server: layout servers, sequencers, log units.
+    pub servers: Vec<Vec<NodeId>>,
     /// Where the layout servers listen.
     pub layout: Vec<Address>,
-    /// Log units by chain, head first.
-    pub chains: Vec<Vec<NodeId>>,
 }
 
 /// A disk that fails as the profile says, and tells who waits for it when the power is gone.
 struct Drive {
     disk: MemoryDisk,
     torn: bool,
+    lies: bool,
     power: Arc<Power>,
 }
 
@@ -72,7 +71,7 @@ struct Power {
 }
 
 impl Drive {
-    fn new(world: &World, profile: &Profile, of: &str) -> Self {
+    fn new(world: &World, profile: &Profile, of: &str, lies: bool) -> Self {
         let (random, world) = (world.random(&format!("disk of {of}")), world.clone());
         let disk = MemoryDisk::new(DISK_BYTES);
         let power = Arc::new(Power::default());
@@ -95,10 +94,19 @@ impl Drive {
                     };
                     Outcome::Stop(reached)
                 }
+                Operation::Sync { .. } if lies && world.is_troubled() && flip(&random) => {
+                    world.count("sync that lied");
+                    Outcome::Lie
+                }
                 _ => Outcome::Done,
             }
         })));
-        Self { disk, torn, power }
+        Self {
+            disk,
+            torn,
+            lies,
+            power,
+        }
     }
 
     /// Opens what is on the disk. A power failure in the middle of it is one more crash, and it is opened again.
@@ -118,7 +126,8 @@ impl Drive {
 
     /// A process ends, or a machine loses its power: then each sector that was not synced is old or new by itself.
     fn crashed(&self, random: &Random) {
-        if self.torn && (self.power.failed.load(Ordering::Relaxed) || flip(random)) {
+        let power_loss = self.power.failed.load(Ordering::Relaxed) || flip(random);
+        if self.lies || self.torn && power_loss {
             let names = random.below(self.disk.unsynced_names() as u64 + 1) as usize;
             let survival = *pick(random, &[0, 300_000, 700_000, 1_000_000]);
             self.disk.crash(names, &mut |_, _| chance(random, survival));
@@ -199,95 +208,35 @@ fn name(text: &str) -> ServerName {
     text.parse().expect("a server name")
 }
 
-fn address(name: &str) -> Address {
-    World::address_of(name)
-}
-
 impl Cluster {
     /// Starts the servers and has an admin initialise them.
     ///
     /// # Errors
     /// Why a server does not start, or the cluster could not be initialised.
     pub async fn start(world: &World, profile: &Profile, shape: &Shape) -> Result<Self, String> {
-        let random = world.random("cluster");
-        let skew = |random: &Random| match profile.skew_ppm_max {
-            0 => 0,
-            most => random.below(2 * u64::from(most.unsigned_abs()) + 1) as i32 - most,
+        let names = Names::of(shape);
+        let layout = addresses(&names.layout);
+        let builder = Builder {
+            world,
+            profile,
+            random: world.random("machines"),
+            layout: layout.clone(),
         };
-        let names = |kind: &str, count: u64| -> Vec<String> {
-            (1..=count)
-                .map(|number| format!("{kind}-{number}"))
-                .collect()
-        };
-        let layout_names = names("l", shape.layout_servers);
-        let sequencer_names = names("s", 1 + shape.standbys);
-        let unit_names = names("u", shape.chains * shape.replicas);
-        let layout: Vec<Address> = layout_names.iter().map(|name| address(name)).collect();
-        let cluster = world.cluster();
-        let mut servers = vec![];
-        for text in &layout_names {
-            let machine = LayoutMachine {
-                cluster,
-                config: layout_config(text, &layout),
-                drive: Drive::new(world, profile, text),
-            };
-            let power = Arc::clone(&machine.drive.power);
-            servers.push(add(
-                world,
-                text,
-                Role::Layout,
-                skew(&random),
-                machine,
-                power,
-            ));
-        }
-        for text in &sequencer_names {
-            let machine = Arc::new(SequencerMachine {
-                cluster,
-                config: sequencer_config(text, &layout),
-            });
-            servers.push(world.add_server(text, Role::Sequencer, skew(&random), machine));
-        }
-        let file_bytes = *pick(&random, &[64 << 10, 256 << 10, 1 << 20]);
-        let mut units = vec![];
-        for text in &unit_names {
-            let machine = UnitMachine {
-                config: milonga_logunit::Config {
-                    cluster,
-                    name: name(text),
-                    entry_bytes_max: ENTRY_BYTES_MAX,
-                    queue_bytes_max: 16 << 20,
-                    layout_servers: layout.clone(),
-                    version: "simulated".to_owned(),
-                },
-                file_bytes,
-                drive: Drive::new(world, profile, text),
-            };
-            let power = Arc::clone(&machine.drive.power);
-            units.push(add(
-                world,
-                text,
-                Role::LogUnit,
-                skew(&random),
-                machine,
-                power,
-            ));
-        }
-        servers.extend(&units);
-        for server in &servers {
+        let servers = vec![
+            builder.add_layout_servers(&names.layout),
+            builder.add_sequencers(&names.sequencers),
+            builder.add_units(&names.units, shape.replicas as usize),
+        ];
+        for server in servers.iter().flatten() {
             world.start(*server).await?;
         }
-        let replicas = shape.replicas as usize;
-        let addresses: Vec<Address> = unit_names.iter().map(|name| address(name)).collect();
+        let sequencers = addresses(&names.sequencers);
         let genesis = Genesis {
             layout_servers: layout.clone(),
-            sequencer: address(&sequencer_names[0]),
-            standbys: sequencer_names[1..]
-                .iter()
-                .map(|name| address(name))
-                .collect(),
-            chains: addresses
-                .chunks(replicas)
+            sequencer: sequencers[0].clone(),
+            standbys: sequencers[1..].to_vec(),
+            chains: addresses(&names.units)
+                .chunks(shape.replicas as usize)
                 .map(<[Address]>::to_vec)
                 .collect(),
             spares: vec![],
@@ -297,12 +246,103 @@ impl Cluster {
         let log = log(world, admin, Role::Admin, &layout, Options::default());
         let initialised = reconfigure::init(&log, &genesis).await;
         initialised.map_err(|error| error.to_string())?;
-        Ok(Self {
-            servers,
-            layout,
-            chains: units.chunks(replicas).map(<[NodeId]>::to_vec).collect(),
-        })
+        Ok(Self { servers, layout })
     }
+}
+
+/// The names of all servers, by kind.
+struct Names {
+    layout: Vec<String>,
+    sequencers: Vec<String>,
+    units: Vec<String>,
+}
+
+impl Names {
+    fn of(shape: &Shape) -> Self {
+        let names = |kind: &str, count: u64| -> Vec<String> {
+            let numbers = 1..=count;
+            numbers.map(|number| format!("{kind}-{number}")).collect()
+        };
+        Self {
+            layout: names("l", shape.layout_servers),
+            sequencers: names("s", 1 + shape.standbys),
+            units: names("u", shape.chains * shape.replicas),
+        }
+    }
+}
+
+/// Adds the machines of a cluster to a world.
+struct Builder<'a> {
+    world: &'a World,
+    profile: &'a Profile,
+    random: Random,
+    layout: Vec<Address>,
+}
+
+impl Builder<'_> {
+    /// By how much one machine's clock runs fast.
+    fn skew(&self) -> i32 {
+        let most = self.profile.skew_ppm_max;
+        let range = 2 * u64::from(most.unsigned_abs()) + 1;
+        self.random.below(range) as i32 - most
+    }
+
+    fn add_layout_servers(&self, names: &[String]) -> Vec<NodeId> {
+        let add = |text: &String| {
+            let machine = LayoutMachine {
+                cluster: self.world.cluster(),
+                config: layout_config(text, &self.layout),
+                drive: Drive::new(self.world, self.profile, text, false),
+            };
+            let power = Arc::clone(&machine.drive.power);
+            add(self.world, text, Role::Layout, self.skew(), machine, power)
+        };
+        names.iter().map(add).collect()
+    }
+
+    fn add_sequencers(&self, names: &[String]) -> Vec<NodeId> {
+        let add = |text: &String| {
+            let machine = Arc::new(SequencerMachine {
+                cluster: self.world.cluster(),
+                config: sequencer_config(text, &self.layout),
+            });
+            self.world
+                .add_server(text, Role::Sequencer, self.skew(), machine)
+        };
+        names.iter().map(add).collect()
+    }
+
+    fn add_units(&self, names: &[String], replicas: usize) -> Vec<NodeId> {
+        let file_bytes = *pick(&self.random, &[64 << 10, 256 << 10, 1 << 20]);
+        // One liar per chain, and none where nobody else holds what it forgets.
+        let liar = self.random.below(replicas as u64) as usize;
+        let add = |(number, text): (usize, &String)| {
+            let lies = self.profile.lying && replicas > 1 && number % replicas == liar;
+            let machine = UnitMachine {
+                config: self.unit_config(text),
+                file_bytes,
+                drive: Drive::new(self.world, self.profile, text, lies),
+            };
+            let power = Arc::clone(&machine.drive.power);
+            add(self.world, text, Role::LogUnit, self.skew(), machine, power)
+        };
+        names.iter().enumerate().map(add).collect()
+    }
+
+    fn unit_config(&self, text: &str) -> milonga_logunit::Config {
+        milonga_logunit::Config {
+            cluster: self.world.cluster(),
+            name: name(text),
+            entry_bytes_max: ENTRY_BYTES_MAX,
+            queue_bytes_max: 16 << 20,
+            layout_servers: self.layout.clone(),
+            version: "simulated".to_owned(),
+        }
+    }
+}
+
+fn addresses(names: &[String]) -> Vec<Address> {
+    names.iter().map(|name| World::address_of(name)).collect()
 }
 
 /// Adds a server that crashes when the power of its machine fails.
@@ -353,7 +393,7 @@ pub fn log(world: &World, id: NodeId, role: Role, layout: &[Address], options: O
 fn layout_config(text: &str, layout: &[Address]) -> milonga_layout::Config {
     milonga_layout::Config {
         name: name(text),
-        listen: address(text),
+        listen: World::address_of(text),
         admin: None,
         dir: PathBuf::new(),
         layout: layout.to_vec(),
@@ -368,7 +408,7 @@ fn layout_config(text: &str, layout: &[Address]) -> milonga_layout::Config {
 fn sequencer_config(text: &str, layout: &[Address]) -> milonga_sequencer::Config {
     milonga_sequencer::Config {
         name: name(text),
-        listen: address(text),
+        listen: World::address_of(text),
         admin: None,
         layout: layout.to_vec(),
         ca: PathBuf::new(),

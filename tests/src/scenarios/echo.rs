@@ -13,7 +13,7 @@ use milonga_wire::{
     SequencerReply, SequencerRequest, ServerName, Target, Term,
 };
 
-use crate::sim::nemesis::Nemesis;
+use crate::sim::nemesis::{Nemesis, Targets};
 use crate::sim::{Machine, NodeId, Profile, World};
 
 const SERVERS: u64 = 3;
@@ -107,8 +107,15 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
             .map(|client| world.add_client(&format!("c-{client}"), Role::Admin, 0))
             .collect();
         world.trouble(profile.network.clone());
-        let nodes = servers.iter().chain(&clients).copied().collect();
-        let nemesis = Nemesis::start(&world, &profile, servers.clone(), nodes);
+        let nemesis = Nemesis::start(
+            &world,
+            &profile,
+            &Targets {
+                servers: vec![servers.clone()],
+                clients: clients.clone(),
+                clients_crash: false,
+            },
+        );
         let mut asking = vec![];
         for client in clients {
             let name = world.name(client);

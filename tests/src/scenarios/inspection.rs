@@ -6,14 +6,16 @@ use milonga_client::Log;
 use milonga_host::net::{PeerKind, Request};
 use milonga_host::{Host, Peer};
 use milonga_wire::{
-    Layout, Payload, Position, Reply, RequestHead, Server, Span, Stripes, Target, UnitReply,
-    UnitRequest,
+    Layout, Payload, Position, Reply, RequestHead, Server, Span, Target, UnitReply, UnitRequest,
 };
 
 use crate::invariants::replicas::{self, Replicas};
 use crate::sim::World;
 
-/// Reports every position below `end` that two units hold differently (I8).
+/// How far above the end nothing may be held.
+const ABOVE: u64 = 256;
+
+/// Reports every position below `end` that two units hold differently (I8), and every one above that is held (I10).
 pub async fn inspect(world: &World, log: &Log, end: Position) {
     let decided = match log.newest_layout().await {
         Ok(decided) => decided,
@@ -23,66 +25,78 @@ pub async fn inspect(world: &World, log: &Log, end: Position) {
     let mut all = Replicas::new();
     for (chain, stripes) in layout.chains() {
         for unit in layout.units_of(chain) {
-            if let Err(why) = hold(log.host(), layout, unit, stripes, end, &mut all).await {
-                world.violation(format!("{} in the audit: {why}", unit.name));
+            let below = Span::new(Position::FIRST, end);
+            let runs = stripes.runs_from(Position::FIRST);
+            for run in runs.take_while(|run| run.start < end) {
+                let run = run.intersect(below);
+                if let Err(why) = hold(log.host(), layout, unit, run, &mut all).await {
+                    world.violation(format!("{} in the audit: {why}", unit.name));
+                }
             }
         }
+    }
+    let mut above = Replicas::new();
+    for unit in &layout.units {
+        let span = Span::new(end, end.plus(ABOVE));
+        if let Err(why) = hold(log.host(), layout, unit, span, &mut above).await {
+            world.violation(format!("{} above the end: {why}", unit.name));
+        }
+    }
+    for (position, held) in above {
+        world.violation(format!(
+            "I10: position {position} lies above the end, {end}, and is held: {held:?}"
+        ));
     }
     for violation in replicas::check(&all) {
         world.violation(violation);
     }
 }
 
-/// Adds what `unit` holds of `stripes`, below `end`.
+/// Adds what `unit` holds of `span`.
 async fn hold(
     host: &Host,
     layout: &Layout,
     unit: &Server,
-    stripes: Stripes,
-    end: Position,
+    span: Span,
     all: &mut Replicas,
 ) -> Result<(), String> {
     const WITHIN: Duration = Duration::from_secs(10);
     const BYTES_MAX: u32 = 1 << 20;
-    let below = Span::new(Position::FIRST, end);
-    let runs = stripes.runs_from(Position::FIRST);
-    for run in runs.take_while(|run| run.start < end) {
-        let mut rest = run.intersect(below);
-        while !rest.is_empty() {
-            let request = Request {
-                head: RequestHead {
-                    id: 0,
-                    cluster: layout.cluster,
-                    to: Some(Target {
-                        identity: unit.identity,
-                        incarnation: unit.incarnation,
-                    }),
-                    term: layout.term,
-                    request: milonga_wire::Request::Unit(UnitRequest::Read {
-                        spans: vec![rest],
-                        bytes_max: BYTES_MAX,
-                    }),
-                },
-                payload: Payload::new(),
-            };
-            let peer = Peer {
-                name: Some(unit.name.clone()),
-                address: unit.address.clone(),
-                kind: PeerKind::LogUnit,
-            };
-            let response = host.net.call(&peer, request, WITHIN).await;
-            let response = response.map_err(|error| error.to_string())?;
-            let answers = match response.reply {
-                Ok(Reply::Unit(UnitReply::Read(answers))) => answers,
-                Ok(_) => return Err("another answer than to a read".to_owned()),
-                Err(refusal) => return Err(refusal.to_string()),
-            };
-            let next = answers.last().map(|answer| answer.span().end);
-            rest.start = next
-                .filter(|next| *next > rest.start)
-                .ok_or("no progress")?;
-            replicas::add(all, &unit.name, &answers, response.payload);
-        }
+    let mut rest = span;
+    while !rest.is_empty() {
+        let request = Request {
+            head: RequestHead {
+                id: 0,
+                cluster: layout.cluster,
+                to: Some(Target {
+                    identity: unit.identity,
+                    incarnation: unit.incarnation,
+                }),
+                term: layout.term,
+                request: milonga_wire::Request::Unit(UnitRequest::Read {
+                    spans: vec![rest],
+                    bytes_max: BYTES_MAX,
+                }),
+            },
+            payload: Payload::new(),
+        };
+        let peer = Peer {
+            name: Some(unit.name.clone()),
+            address: unit.address.clone(),
+            kind: PeerKind::LogUnit,
+        };
+        let response = host.net.call(&peer, request, WITHIN).await;
+        let response = response.map_err(|error| error.to_string())?;
+        let answers = match response.reply {
+            Ok(Reply::Unit(UnitReply::Read(answers))) => answers,
+            Ok(_) => return Err("another answer than to a read".to_owned()),
+            Err(refusal) => return Err(refusal.to_string()),
+        };
+        let next = answers.last().map(|answer| answer.span().end);
+        rest.start = next
+            .filter(|next| *next > rest.start)
+            .ok_or("no progress")?;
+        replicas::add(all, &unit.name, &answers, response.payload);
     }
     Ok(())
 }

@@ -1,17 +1,22 @@
 //! What a simulated run plays.
 
 pub mod append_read_seal_crash;
+pub mod audit;
 pub mod cluster;
 pub mod echo;
 pub mod inspection;
+pub mod replaced_sequencer;
+pub mod restarted_sequencer;
 pub mod workload;
 
 use crate::sim::Scenario;
 
 /// Every scenario by its name.
-pub const ALL: [(&str, Scenario); 2] = [
+pub const ALL: [(&str, Scenario); 4] = [
     ("echo", echo::play),
     ("append_read_seal_crash", append_read_seal_crash::play),
+    ("replaced_sequencer", replaced_sequencer::play),
+    ("restarted_sequencer", restarted_sequencer::play),
 ];
 
 /// The scenario of that name.

@@ -15,8 +15,11 @@ use milonga_host::{BoxFuture, Host, Random, Responder, Service, net::Request};
 use milonga_wire::{Address, Caller, Position, Refusal, Role, ServerName, Span, StreamId};
 
 use crate::history::{Call, Fate, History, Seen, Told, Value};
-use crate::sim::faults::{chance, pick};
+use crate::sim::faults::{chance, flip, pick};
 use crate::sim::{Machine, World};
+
+/// The streams that records are appended to: none of them, the first, or both.
+pub const STREAMS: [&str; 2] = ["a", "b"];
 
 /// What all client processes of a run share.
 #[derive(Clone)]
@@ -80,6 +83,9 @@ impl Machine for ClientMachine {
                 &[Duration::from_millis(200), Duration::from_secs(1)],
             ),
             mend: random.below(4) > 0,
+            // The sooner a hole is filled, the more often its writer comes at the same moment.
+            hole_wait_min: Duration::from_millis(*pick(&random, &[0, 1, 20])),
+            hole_wait_max: Duration::from_millis(*pick(&random, &[20, 500])),
             ..Options::default()
         };
         let tasks = host.tasks.clone();
@@ -131,22 +137,33 @@ impl Client {
     }
 
     async fn run(self) {
-        let streams = [StreamId::of_name("a"), StreamId::of_name("b")];
+        let streams = STREAMS.map(StreamId::of_name);
         let streams = &streams[..self.random.below(3) as usize];
         let mut producer = self.log.producer(streams);
         let mut producers = self.producer << 8;
         while !self.workload.stop.load(Ordering::Relaxed) {
             match self.random.below(20) {
                 0..6 => self.append(1, streams).await,
+                // Now and then so many that streams are walked, not scanned.
+                6..8 if self.random.below(20) == 0 => {
+                    self.append(500 + self.random.below(1_000), streams).await;
+                }
                 6..8 => self.append(1 + self.random.below(12), streams).await,
                 8..11 => {
-                    if !self.append_in_order(&mut producer, producers).await {
+                    if !self
+                        .append_in_order(&mut producer, producers, streams)
+                        .await
+                    {
                         // After an unknown outcome the handle is done with.
                         producer = self.log.producer(streams);
                         producers += 1;
                     }
                 }
-                11..17 => self.read_somewhere().await,
+                11..16 => self.read_somewhere().await,
+                16 => {
+                    let stream = StreamId::of_name(pick::<&str>(&self.random, &STREAMS));
+                    self.read_stream(stream, flip(&self.random)).await;
+                }
                 17..19 => drop(self.end().await),
                 _ if self.workload.trims => self.trim().await,
                 _ => self.read_somewhere().await,
@@ -158,7 +175,10 @@ impl Client {
 
     fn values(&self, count: u64) -> (Vec<Value>, Vec<Bytes>) {
         let values: Vec<Value> = (0..count).map(|_| self.workload.history.value()).collect();
-        let size = *pick(&self.random, &[0, 10, 100, 3_000]);
+        let size = match *pick(&self.random, &[0, 10, 100, 3_000]) {
+            large if large * values.len() > 100_000 => 0,
+            size => size,
+        };
         let records = values.iter().map(|value| value.record(size)).collect();
         (values, records)
     }
@@ -168,6 +188,7 @@ impl Client {
         let (values, records) = self.values(count);
         let call = Call::Append {
             producer: None,
+            streams: streams.to_vec(),
             values,
         };
         let asked = self.workload.history.ask(self.process, call);
@@ -179,10 +200,16 @@ impl Client {
     }
 
     /// Appends records with an ordered producer; false if the handle takes no more.
-    async fn append_in_order(&self, producer: &mut Producer, number: u64) -> bool {
+    async fn append_in_order(
+        &self,
+        producer: &mut Producer,
+        number: u64,
+        streams: &[StreamId],
+    ) -> bool {
         let (values, records) = self.values(1 + self.random.below(3));
         let call = Call::Append {
             producer: Some(number),
+            streams: streams.to_vec(),
             values,
         };
         let asked = self.workload.history.ask(self.process, call);
@@ -277,7 +304,7 @@ impl Client {
     pub async fn read(&self, from: Position) {
         let asked = self.workload.history.ask(self.process, Call::Read { from });
         let told = match self.log.read(from).await {
-            Ok(entry) => Told::Entries(vec![seen(&entry)]),
+            Ok(entry) => Told::Entries(vec![self.seen(&entry)]),
             Err(error) => Told::Failed(error.to_string()),
         };
         self.workload.history.tell(&asked, told);
@@ -290,12 +317,38 @@ impl Client {
         let (told, next) = match self.log.read_some(span).await {
             Ok(entries) => {
                 let next = entries.last().map(|entry| entry.position.next());
-                (Told::Entries(entries.iter().map(seen).collect()), next)
+                (self.entries(&entries), next)
             }
             Err(error) => (Told::Failed(error.to_string()), None),
         };
         self.workload.history.tell(&asked, told);
         next
+    }
+
+    /// Reads all that a stream has, `from_first` or from somewhere on, to the end.
+    pub async fn read_stream(&self, stream: StreamId, from_first: bool) {
+        let Ok(end) = self.log.end_of(&[stream]).await else {
+            return;
+        };
+        let from = if from_first {
+            Position::FIRST
+        } else {
+            Position(self.random.below(end.position.0 + 1))
+        };
+        let span = Span::new(from, end.position);
+        let asked = self
+            .workload
+            .history
+            .ask(self.process, Call::ReadStream { stream, span });
+        let last = end.streams.first().map(|link| &link.before);
+        let told = match self.log.read_stream(stream, span, last).await {
+            Ok(entries) => {
+                self.workload.world.count("stream read");
+                self.entries(&entries)
+            }
+            Err(error) => Told::Failed(error.to_string()),
+        };
+        self.workload.history.tell(&asked, told);
     }
 
     /// Asks for the end.
@@ -314,6 +367,27 @@ impl Client {
         };
         self.workload.history.tell(&asked, told);
         end
+    }
+
+    fn entries(&self, entries: &[Entry]) -> Told {
+        Told::Entries(entries.iter().map(|entry| self.seen(entry)).collect())
+    }
+
+    /// What an entry shows.
+    fn seen(&self, entry: &Entry) -> (Position, Seen) {
+        let what = match &entry.kind {
+            EntryKind::Data {
+                payload, streams, ..
+            } => {
+                self.workload.history.link(entry.position, streams);
+                Value::of_record(payload).map_or(Seen::Damaged, Seen::Data)
+            }
+            EntryKind::Junk { .. } => Seen::Junk,
+            EntryKind::Trimmed => Seen::Trimmed,
+            EntryKind::Unwritten => Seen::Unwritten,
+            EntryKind::Unknown => Seen::Unknown,
+        };
+        (entry.position, what)
     }
 
     async fn trim(&self) {
@@ -339,18 +413,4 @@ fn first_of_run(positions: &[Option<Position>], saved: &SavedAppend) -> usize {
     let counted = saved.placed.iter().map(|placed| placed.record).min();
     open.unwrap_or_default()
         .saturating_sub(counted.unwrap_or_default() as usize)
-}
-
-/// What an entry shows.
-fn seen(entry: &Entry) -> (Position, Seen) {
-    let what = match &entry.kind {
-        EntryKind::Data { payload, .. } => {
-            Value::of_record(payload).map_or(Seen::Damaged, Seen::Data)
-        }
-        EntryKind::Junk { .. } => Seen::Junk,
-        EntryKind::Trimmed => Seen::Trimmed,
-        EntryKind::Unwritten => Seen::Unwritten,
-        EntryKind::Unknown => Seen::Unknown,
-    };
-    (entry.position, what)
 }

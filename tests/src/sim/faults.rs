@@ -69,6 +69,8 @@ pub struct Profile {
     pub skew_ppm_max: i32,
     /// Whether unsynced bytes may survive a crash in part (else they all vanish).
     pub torn: bool,
+    /// Whether one disk of each group of replicas lies: it says that bytes are synced, and forgets them in a crash.
+    pub lying: bool,
     /// How many clients there are.
     pub clients: u64,
     /// How long clients keep asking.
@@ -92,6 +94,7 @@ impl Profile {
             freeze_max: Duration::from_secs(2),
             skew_ppm_max: 0,
             torn: false,
+            lying: false,
             clients: 3,
             busy: Duration::from_secs(10),
         }
@@ -113,6 +116,7 @@ impl Profile {
                 crash_every: None,
                 freeze_every: None,
                 torn: false,
+                lying: false,
                 ..swarm
             }),
             "crash" => Some(Self {
@@ -138,13 +142,14 @@ impl Profile {
                     Duration::from_secs(10),
                 ],
             ),
-            partition_every: maybe(random, || seconds(random, 2, 15)),
-            partition_max: seconds(random, 1, 10),
+            partition_every: maybe(random, || seconds(random, 1, 6)),
+            partition_max: Duration::from_secs(*pick(random, &[2, 10, 40])),
             one_way: flip(random),
             freeze_every: maybe(random, || seconds(random, 3, 20)),
             freeze_max: seconds(random, 1, 15),
             skew_ppm_max: *pick(random, &[0, 0, 500, 200_000]),
             torn: flip(random),
+            lying: chance(random, 300_000),
             clients: 1 + random.below(5),
             busy: seconds(random, 3, 20),
         }
@@ -216,7 +221,7 @@ mod tests {
         let profiles: Vec<Profile> = (0..200)
             .filter_map(|seed| Profile::named("swarm", &Random::seeded(seed)))
             .collect();
-        let faults: [fn(&Profile) -> bool; 9] = [
+        let faults: [fn(&Profile) -> bool; 10] = [
             |p| p.network.straggle_ppm > 0,
             |p| p.network.lose_ppm > 0,
             |p| p.network.duplicate_ppm > 0,
@@ -226,6 +231,7 @@ mod tests {
             |p| p.partition_every.is_some(),
             |p| p.freeze_every.is_some(),
             |p| p.torn,
+            |p| p.lying,
         ];
         for (index, fault) in faults.iter().enumerate() {
             let on = profiles.iter().filter(|profile| fault(profile)).count();

@@ -7,9 +7,52 @@ use std::time::Duration;
 use milonga_host::{Clock, Random};
 use tokio::task::JoinHandle;
 
-use super::faults::{Profile, flip, pick};
+use super::faults::{Profile, chance, flip, pick};
 use super::node::NodeId;
 use super::world::World;
+
+/// Whom a nemesis troubles.
+#[derive(Clone, Debug, Default)]
+pub struct Targets {
+    /// Servers, by kind.
+    pub servers: Vec<Vec<NodeId>>,
+    /// Clients.
+    pub clients: Vec<NodeId>,
+    /// Whether clients crash too (and start again): they have machines.
+    pub clients_crash: bool,
+}
+
+impl Targets {
+    fn all(&self) -> Vec<NodeId> {
+        let servers = self.servers.iter().flatten();
+        servers.chain(&self.clients).copied().collect()
+    }
+
+    fn victims(&self) -> Vec<NodeId> {
+        if self.clients_crash {
+            return self.all();
+        }
+        self.servers.iter().flatten().copied().collect()
+    }
+
+    /// Whom a partition parts from the rest: half of all, one node with a few others, or one server with clients that
+    /// still reach it. Kinds are drawn first, so that the few are met as often as the many.
+    fn draw(&self, random: &Random) -> Vec<NodeId> {
+        let nodes = self.all();
+        let kind = pick(random, &self.servers);
+        let server = *pick(random, kind);
+        let anyone = *pick(random, &nodes);
+        let (first, joins_ppm, among) = match random.below(4) {
+            0 => (anyone, 500_000, &nodes),
+            1 => (anyone, 0, &nodes),
+            2 => (server, 150_000, &nodes),
+            _ => (server, 500_000, &self.clients),
+        };
+        let others = among.iter().copied().filter(|node| *node != first);
+        let joining = others.filter(|_| chance(random, joins_ppm));
+        std::iter::once(first).chain(joining).collect()
+    }
+}
 
 /// Troubles a world until it is stopped.
 pub struct Nemesis {
@@ -20,13 +63,9 @@ pub struct Nemesis {
 }
 
 impl Nemesis {
-    /// Starts to crash `victims`, and to part and freeze `nodes`, as often as the profile says.
-    pub fn start(
-        world: &World,
-        profile: &Profile,
-        victims: Vec<NodeId>,
-        nodes: Vec<NodeId>,
-    ) -> Self {
+    /// Starts to crash, part and freeze `targets`, as often as the profile says.
+    pub fn start(world: &World, profile: &Profile, targets: &Targets) -> Self {
+        let victims = targets.victims();
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = vec![];
         if let Some(every) = profile.crash_every {
@@ -38,11 +77,17 @@ impl Nemesis {
         if let Some(every) = profile.partition_every {
             let trouble = Trouble::new(world, &stop, "partitions", every);
             let (longest, one_way) = (profile.partition_max, profile.one_way);
-            tasks.push(tokio::spawn(trouble.part(nodes.clone(), longest, one_way)));
+            tasks.push(tokio::spawn(trouble.part(
+                targets.clone(),
+                longest,
+                one_way,
+            )));
         }
         if let Some(every) = profile.freeze_every {
             let trouble = Trouble::new(world, &stop, "freezes", every);
-            tasks.push(tokio::spawn(trouble.freeze(nodes, profile.freeze_max)));
+            tasks.push(tokio::spawn(
+                trouble.freeze(targets.all(), profile.freeze_max),
+            ));
         }
         Self {
             world: world.clone(),
@@ -124,13 +169,10 @@ impl Trouble {
         }
     }
 
-    async fn part(self, nodes: Vec<NodeId>, longest: Duration, one_way: bool) {
+    async fn part(self, targets: Targets, longest: Duration, one_way: bool) {
+        let nodes = targets.all();
         while self.next().await {
-            let apart: Vec<NodeId> = nodes
-                .iter()
-                .copied()
-                .filter(|_| flip(&self.random))
-                .collect();
+            let apart = targets.draw(&self.random);
             let both = !(one_way && flip(&self.random));
             let wait = Duration::from_millis(self.random.below(longest.as_millis() as u64 + 1));
             let mut pairs = vec![];
