@@ -91,13 +91,13 @@ mod tests {
         let cluster = Cluster::new(1, 2, 1);
         let log = cluster.client(Role::Reader);
         let marks = Marks::default();
-        let key = (Position::FIRST, 0);
+        let key = (Position::FIRST, 0, 1, 1);
         let of = |layout: &Layout| marks.of(layout, &layout.segments[0].chains[0], key);
         let layout = cluster.layout();
         let chain = &layout.segments[0].chains[0];
         let clock = &log.host().clock;
         assert_eq!(of(&layout), Position::FIRST);
-        marks.note(&layout, chain, key, Position(7), clock);
+        marks.note(&layout, chain, key, Position(7), clock, Duration::MAX);
         assert_eq!(of(&layout), Position(7));
 
         assert_eq!(of(&cluster.next_term().await), Position(7));
