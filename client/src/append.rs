@@ -60,7 +60,7 @@ pub enum AppendError {
     #[error("the outcome is not known yet ({why}); resume with {saved}")]
     Unknown {
         /// Enough to find out, from any process.
-        saved: SavedAppend,
+        saved: Box<SavedAppend>,
         /// The position of each record that is known to be in the log.
         positions: Vec<Option<Position>>,
         /// The last trouble.
@@ -359,13 +359,10 @@ impl<'a> Append<'a> {
                 count,
                 streams: self.streams.to_vec(),
             };
-            let trouble = match self
-                .log
-                .shared
-                .calls
-                .sequencer(&layout.sequencer, layout.term, request)
-                .await
-            {
+            let calls = &self.log.shared.calls;
+            let call = calls.sequencer(&layout.sequencer, layout.term, request);
+            let limit = self.patience.left().max(self.log.grace());
+            let trouble = match self.log.within(limit, call).await? {
                 Ok(SequencerReply::Token(token)) if is_good(&token, layout.term, count) => {
                     return Ok((decided, token));
                 }
@@ -450,11 +447,11 @@ impl Ended {
             .collect();
         if !placed.is_empty() {
             return Err(AppendError::Unknown {
-                saved: SavedAppend {
+                saved: Box::new(SavedAppend {
                     session: self.session,
                     request: self.request,
                     placed,
-                },
+                }),
                 positions: positions.to_vec(),
                 why,
             });
@@ -513,8 +510,20 @@ async fn write_piece(
     let layout = &decided.layout;
     let (chain, _) = layout.chain_of(piece.first);
     let chain = log.chain(layout, chain);
+    // Whether the head may have got it.
+    let mut is_sent = false;
     loop {
-        let trouble: Trouble = match chain.write(piece, payload).await {
+        let limit = patience.left().max(log.grace());
+        let written = log.within(limit, chain.write(piece, payload)).await;
+        is_sent |= match &written {
+            Ok(Err(error)) => !chain.is_untouched(error),
+            Ok(Ok(_)) | Err(_) => true,
+        };
+        let written = match written {
+            Ok(written) => written,
+            Err(why) => return Box::pin(resolve(log, patience, piece, Some(why))).await,
+        };
+        let trouble: Trouble = match written {
             Ok(Written::Done) => {
                 let outcomes = piece.span().positions().map(Resumed::Appended).collect();
                 return PieceEnd {
@@ -562,7 +571,9 @@ async fn write_piece(
             return resolve(log, patience, piece, None).await;
         }
         if let Err(why) = log.after(patience, piece.term, trouble).await {
-            // A refusal of the first try at the head proves that nothing was written; a later one does not: look.
+            if !is_sent {
+                return PieceEnd::all(piece, Resumed::NotAppended, Some(why));
+            }
             return Box::pin(resolve(log, patience, piece, Some(why))).await;
         }
         if log
@@ -585,21 +596,17 @@ async fn resolve(
     piece: &Piece,
     why: Option<Unavailable>,
 ) -> PieceEnd {
-    let left = log
-        .options
-        .deadline
-        .saturating_sub(patience.waited())
-        .max(log.options.call);
-    match log
-        .with_deadline(left)
-        .resolve(placed(piece), piece.stamp)
-        .await
-    {
-        Ok(outcomes) => PieceEnd {
+    let left = patience.left().max(log.grace());
+    let brief = log.with_deadline(left);
+    let resolved = brief.resolve(placed(piece), piece.stamp);
+    match log.within(left, resolved).await {
+        Ok(Ok(outcomes)) => PieceEnd {
             outcomes,
             stop: why,
         },
-        Err(error) => PieceEnd::all(piece, Resumed::Unknown, Some(why.unwrap_or(error))),
+        Ok(Err(error)) | Err(error) => {
+            PieceEnd::all(piece, Resumed::Unknown, Some(why.unwrap_or(error)))
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use milonga_host::CallError;
 use milonga_wire::limits::{
     FILL_POSITIONS_MAX, PIECE_BYTES_MAX, PIECES_MAX, READ_BYTES_MAX, SPANS_MAX,
 };
@@ -117,6 +118,18 @@ impl<'a> OneChain<'a> {
         self.units()
             .nth(index % self.chain.units.len())
             .unwrap_or_else(|| self.tail())
+    }
+
+    /// Whether `error`, met by a write, shows that no unit got it: the head refused, or was not reached.
+    pub(crate) fn is_untouched(&self, error: &ChainError) -> bool {
+        let ChainError::Unit(failure) = error else {
+            return false;
+        };
+        let is_definite = match failure {
+            Failure::Refused { .. } | Failure::Call(CallError::NotSent { .. }) => true,
+            Failure::Call(_) => false,
+        };
+        is_definite && failure.server().as_ref() == Some(&self.head().name)
     }
 
     /// Writes a new piece, head to tail (C1).

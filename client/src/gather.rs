@@ -126,11 +126,11 @@ pub(crate) async fn append(
     }
     told.await.unwrap_or_else(|_| {
         Err(AppendError::Unknown {
-            saved: SavedAppend {
+            saved: Box::new(SavedAppend {
                 session: log.session(),
                 request: 0,
                 placed: vec![],
-            },
+            }),
             positions: vec![None; records.len()],
             why: Unavailable::Protocol {
                 why: "this client was shut down; read the log to see".to_owned(),

@@ -265,6 +265,30 @@ impl Log {
         )
     }
 
+    /// How much longer than its deadline an operation may take, to end what it has begun or to look what became of it.
+    pub(crate) fn grace(&self) -> Duration {
+        self.options.call.min(self.options.deadline / 4)
+    }
+
+    /// `future`'s outcome, if it comes within `limit`.
+    ///
+    /// # Errors
+    /// [`Unavailable::Deadline`]; the future is dropped then.
+    pub(crate) async fn within<F: Future>(
+        &self,
+        limit: Duration,
+        future: F,
+    ) -> Result<F::Output, Unavailable> {
+        let clock = &self.shared.host.clock;
+        clock
+            .within(limit, future)
+            .await
+            .map_err(|_| Unavailable::Deadline {
+                waited: limit,
+                last: "no answer".to_owned(),
+            })
+    }
+
     pub(crate) fn chain<'a>(&'a self, layout: &'a Layout, chain: &'a Chain) -> OneChain<'a> {
         OneChain {
             calls: &self.shared.calls,
@@ -365,7 +389,7 @@ impl Log {
     /// time: who waited for another's attempt tries its own operation again first. Gives up when `patience` ends; whatever
     /// was done by then stands, and the next one goes on from there.
     async fn mend(&self, patience: &Patience, term: Term, failure: &Failure) {
-        let limit = patience.left().max(self.options.call);
+        let limit = patience.left().max(self.grace());
         let mended = self.shared.mended.load(Ordering::Relaxed);
         let attempt = async {
             let _one_at_a_time = self.shared.mending.lock().await;
@@ -417,7 +441,7 @@ impl Log {
                 .shared
                 .host
                 .clock
-                .within(patience.left().max(self.options.call), change)
+                .within(patience.left().max(self.grace()), change)
                 .await;
             tracing::debug!(?changed, %span, "a later term restores what is damaged");
             return;

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use ::bytes::Bytes;
 use milonga_wire::{
-    Address, Caller, FORMAT_VERSION, Payload, Refusal, Reply, ReplyHead, RequestHead, decode_head,
+    Address, Caller, FORMAT_VERSION, Payload, Refusal, ReplyHead, RequestHead, decode_head,
     next_frame,
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -122,6 +122,8 @@ pub struct TransportOptions {
     pub serve_bytes_max: usize,
     /// How long a new connection has to finish its handshake, and then to ask something.
     pub handshake_within: Duration,
+    /// How long a frame of a request, of up to 16 MiB, may take to arrive wholly: half of one holds memory.
+    pub frame_within: Duration,
     /// Bytes under way on one connection that the other end has not taken in.
     pub window_bytes: u32,
     /// What the path carries.
@@ -143,6 +145,7 @@ impl Default for TransportOptions {
             streams_max: 16,
             serve_bytes_max: 64 << 20,
             handshake_within: Duration::from_secs(10),
+            frame_within: Duration::from_secs(30),
             window_bytes: 16 << 20,
             path: PathKind::Auto,
         }
@@ -843,10 +846,12 @@ async fn replies_until_the_end(
         }
         loop {
             match next_frame(&mut arrived, read_reply) {
-                Ok(Some((Some((id, Ok(reply))), payload))) => {
+                Ok(Some((Some(Ok(ReplyHead { id, reply })), payload))) => {
                     outcomes.push((id, Outcome::Reply(Response { reply, payload })));
                 }
-                Ok(Some((Some((id, Err(why))), _))) => outcomes.push((id, Outcome::Protocol(why))),
+                Ok(Some((Some(Err(Unreadable { id, why })), _))) => {
+                    outcomes.push((id, Outcome::Protocol(why)));
+                }
                 Ok(Some((None, _))) => return malformed(link, "a reply without an id"),
                 Ok(None) => break,
                 Err(error) => return malformed(link, &error.to_string()),
@@ -860,13 +865,14 @@ async fn replies_until_the_end(
     }
 }
 
-/// The id in the head of a reply, and the answer or why there is none; nothing if there is not even an id.
-fn read_reply(head: &[u8]) -> Option<(u64, Result<Result<Reply, Refusal>, String>)> {
-    match decode_head::<ReplyHead>(head) {
-        Ok(ReplyHead { id, reply }) => Some((id, Ok(reply))),
+/// The head of a reply, or why it cannot be read; nothing if there is not even an id.
+fn read_reply(head: &[u8]) -> Option<Result<ReplyHead, Unreadable>> {
+    match decode_head(head) {
+        Ok(head) => Some(Ok(head)),
         Err(error) => {
             let why = format!("the reply cannot be read: {error}; use programs of one version");
-            Some((id_of(head)?, Err(why)))
+            let id = id_of(head)?;
+            Some(Err(Unreadable { id, why }))
         }
     }
 }
@@ -1144,6 +1150,7 @@ async fn serve_connection(
         load,
         lanes: vec![],
         running: JoinSet::new(),
+        asked: Arc::default(),
     };
     let deadline = tokio::select! {
         biased;
@@ -1168,6 +1175,21 @@ struct Serve {
     load: Arc<Load>,
     lanes: Vec<std::sync::Weak<Replies>>,
     running: JoinSet<()>,
+    asked: Arc<Asked>,
+}
+
+/// Whether a connection has asked anything, on any of its streams.
+#[derive(Default)]
+struct Asked(AtomicBool);
+
+impl Asked {
+    fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Serve {
@@ -1187,7 +1209,20 @@ impl Serve {
                 return;
             }
         }
-        while let Ok(stream) = self.connection.accept_bi().await {
+        let deadline = self.serving.clock.now().plus(within);
+        loop {
+            let stream = tokio::select! {
+                biased;
+                stream = self.connection.accept_bi() => stream,
+                () = self.serving.clock.sleep_until(deadline), if !self.asked.is_set() => {
+                    if !self.asked.is_set() {
+                        Close::Silent.connection(&self.connection, "connected, and asked nothing");
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let Ok(stream) = stream else { return };
             while self.running.try_join_next().is_some() {}
             self.start(stream);
         }
@@ -1197,6 +1232,7 @@ impl Serve {
         let service = match &self.serving.service {
             Served::Calls(service) => service.clone(),
             Served::Bytes(service) => {
+                self.asked.set();
                 let (send, receive) = bytes::halves(self.connection.clone(), send, receive);
                 self.running.spawn(service.serve(send, receive));
                 return;
@@ -1212,6 +1248,7 @@ impl Serve {
             caller: self.caller.clone(),
             load: self.load.clone(),
             replies,
+            asked: self.asked.clone(),
         };
         let connection = self.connection.clone();
         self.running.spawn(async move {
@@ -1261,6 +1298,7 @@ struct Reader {
     caller: Arc<Caller>,
     load: Arc<Load>,
     replies: Arc<Replies>,
+    asked: Arc<Asked>,
 }
 
 impl Reader {
@@ -1271,8 +1309,21 @@ impl Reader {
     async fn run(&self, mut receive: quinn::RecvStream) -> Result<(), String> {
         let mut chunks = [const { Bytes::new() }; CHUNKS];
         let mut arrived = Payload::new();
+        // When a frame that has not wholly arrived yet began to.
+        let mut begun: Option<Moment> = None;
+        let clock = &self.serving.clock;
         loop {
-            match receive.read_chunks(&mut chunks).await {
+            let read = receive.read_chunks(&mut chunks);
+            let read = match begun {
+                None => read.await,
+                Some(begun) => {
+                    let within = self.serving.options.frame_within;
+                    let left = begun.plus(within).since(clock.now());
+                    let read = clock.within(left, read).await;
+                    read.map_err(|_| format!("half a frame for {} ms", within.as_millis()))?
+                }
+            };
+            match read {
                 Ok(Some(count)) => {
                     for chunk in &mut chunks[..count] {
                         arrived.push(std::mem::take(chunk));
@@ -1295,11 +1346,18 @@ impl Reader {
                     self.load.room().await;
                 }
                 self.serve(head?, payload, before - arrived.len());
+                begun = None;
             }
+            begun = match begun {
+                _ if arrived.is_empty() => None,
+                None => Some(clock.now()),
+                begun => begun,
+            };
         }
     }
 
     fn serve(&self, head: Result<RequestHead, Unreadable>, payload: Payload, bytes: usize) {
+        self.asked.set();
         match head {
             Ok(head) => {
                 let respond = self.replies.responder(head.id, bytes);
@@ -1318,7 +1376,8 @@ impl Reader {
     }
 }
 
-/// A request that can be refused, because it has an id.
+/// A head of which only the id can be read.
+#[derive(Debug)]
 struct Unreadable {
     id: u64,
     why: String,

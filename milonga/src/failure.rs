@@ -306,20 +306,9 @@ refused!(
     milonga_layout::OpenError,
     milonga_logunit::InvalidConfig,
     milonga_logunit::store::OpenError,
+    milonga_sequencer::ConfigError,
     milonga_wire::InvalidName,
 );
-
-/// The sequencer names its keys with underscores, as nothing else does.
-impl From<milonga_sequencer::ConfigError> for Failure {
-    fn from(error: milonga_sequencer::ConfigError) -> Self {
-        use milonga_sequencer::ConfigError::{Invalid, Missing};
-        let key = match &error {
-            Missing { key, .. } | Invalid { key, .. } => *key,
-        };
-        let named = error.to_string();
-        Self::failed(named.replacen(key, &key.replace('_', "-"), 1))
-    }
-}
 
 #[cfg(test)]
 mod tests {

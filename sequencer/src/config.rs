@@ -11,7 +11,7 @@ use serde::Deserialize;
 /// The keys of a sequencer's configuration, as they are written. Every one is a flag too; flags come first
 /// ([`Settings::or`]).
 #[derive(Clone, Debug, Default, Eq, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
     /// Its name, which its certificate must carry.
     pub name: Option<String>,
@@ -102,11 +102,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// Streams remembered unless the key `streams_max` says otherwise.
+    /// Streams remembered unless the key `streams-max` says otherwise.
     pub const STREAMS_MAX: u32 = 1_000_000;
-    /// Waiting for layout servers unless the key `confirm_ms` says otherwise.
+    /// Waiting for layout servers unless the key `confirm-ms` says otherwise.
     pub const CONFIRM: Duration = Duration::from_secs(1);
-    /// Waiting questions for the end unless the key `ends_max` says otherwise.
+    /// Waiting questions for the end unless the key `ends-max` says otherwise.
     pub const ENDS_MAX: usize = 65_536;
 }
 
@@ -125,7 +125,7 @@ impl TryFrom<Settings> for Config {
         let streams_max = settings.streams_max.unwrap_or(Self::STREAMS_MAX);
         let streams = (STREAMS_PER_ENTRY_MAX as u32)..=(1 << 30);
         within(
-            "streams_max",
+            "streams-max",
             streams.contains(&streams_max),
             &streams_max,
             "64 to 1073741824",
@@ -135,13 +135,13 @@ impl TryFrom<Settings> for Config {
             .unwrap_or(Self::CONFIRM.as_millis() as u64);
         let expected = "1 to 60000 (milliseconds)";
         within(
-            "confirm_ms",
+            "confirm-ms",
             (1..=60_000).contains(&confirm_ms),
             &confirm_ms,
             expected,
         )?;
         let ends_max = settings.ends_max.unwrap_or(Self::ENDS_MAX);
-        within("ends_max", ends_max > 0, &ends_max, "at least 1")?;
+        within("ends-max", ends_max > 0, &ends_max, "at least 1")?;
         Ok(Self {
             name: name(settings.name)?,
             listen: address("listen", given("listen", settings.listen, "host:port")?)?,
@@ -249,9 +249,9 @@ mod tests {
         let misspelt = toml::from_str::<Settings>("streams_most = 1").unwrap_err();
         assert!(misspelt.to_string().contains("streams_most"));
         for (line, key) in [
-            ("streams_max = 3", "streams_max"),
-            ("confirm_ms = 0", "confirm_ms"),
-            ("ends_max = 0", "ends_max"),
+            ("streams-max = 3", "streams-max"),
+            ("confirm-ms = 0", "confirm-ms"),
+            ("ends-max = 0", "ends-max"),
             ("admin = \"nowhere\"", "admin"),
         ] {
             let wrong = config(&format!("{WHOLE}{line}\n")).unwrap_err();

@@ -111,7 +111,12 @@ impl Counter {
         count: u32,
         streams: &[StreamId],
     ) -> Result<Token, Refusal> {
-        if count == 0 || count > RUN_RECORDS_MAX {
+        if count == 0 {
+            return Err(Refusal::malformed(
+                "a token for no position; ask for 1 or more",
+            ));
+        }
+        if count > RUN_RECORDS_MAX {
             let asked = count as usize;
             return Err(Refusal::too_large(
                 "positions in a token",

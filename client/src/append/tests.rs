@@ -395,3 +395,59 @@ async fn an_append_far_above_what_the_units_hold_moves_their_windows_on() {
     let fills = cluster.seen("u-00", "fill") + cluster.seen("u-10", "fill");
     assert!((1..=8).contains(&fills), "{fills}");
 }
+
+/// Who is told "unknown" has to look; who was never heard need not.
+#[tokio::test(start_paused = true)]
+async fn an_append_that_never_reached_the_head_is_not_appended() {
+    let cluster = Cluster::new(1, 2, 1);
+    let log = cluster.client_with(Role::Writer, hasty());
+    cluster.rule(|server, request| {
+        (server == "u-00" && request.verb() == "write").then_some(Fault::Down)
+    });
+    let told = log.append("a", &[]).await;
+    assert!(
+        matches!(told, Err(AppendError::NotAppended { .. })),
+        "{told:?}"
+    );
+
+    cluster.heal();
+    cluster.rule(|server, request| {
+        (server == "u-01" && request.verb() == "write").then_some(Fault::Down)
+    });
+    let told = log.append("b", &[]).await;
+    assert!(
+        !matches!(told, Err(AppendError::NotAppended { .. })),
+        "{told:?}"
+    );
+}
+
+/// A deadline that is not kept is none: everything that is still tried after it fits into a quarter of it.
+#[tokio::test(start_paused = true)]
+async fn an_append_ends_soon_after_its_deadline_whoever_is_silent() {
+    for (silent, verb) in [
+        ("u-01", "write"),
+        ("u", "write"),
+        ("q", "take tokens"),
+        ("u-00", "read"),
+    ] {
+        let cluster = Cluster::new(1, 2, 1);
+        let log = cluster.client_with(
+            Role::Writer,
+            Options {
+                deadline: Duration::from_secs(2),
+                ..Options::default()
+            },
+        );
+        log.append("first", &[]).await.unwrap();
+        cluster.rule(move |server, request| {
+            let is_write = request.verb() == "write" && server == "u-01";
+            let asked = server.starts_with(silent) && request.verb() == verb;
+            (asked || (verb == "read" && is_write)).then_some(Fault::LoseRequest)
+        });
+        let clock = &log.host().clock;
+        let began = clock.now();
+        log.append("late", &[]).await.unwrap_err();
+        let took = clock.now().since(began);
+        assert!(took <= Duration::from_millis(3_100), "{silent}: {took:?}");
+    }
+}

@@ -41,7 +41,7 @@ pub enum UpdateError {
     #[error("whether the update is in the log is not known yet ({why}); resume with {saved}")]
     Unknown {
         /// Enough to find out.
-        saved: SavedAppend,
+        saved: Box<SavedAppend>,
         /// The last trouble.
         why: Unavailable,
     },

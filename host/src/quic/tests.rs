@@ -707,9 +707,34 @@ async fn a_connection_that_asks_nothing_is_closed_and_others_go_on() {
     let to = peer(&handle, None, PeerKind::Any);
     let address = handle.local_address();
     let (silent, _streams) = client.transport.0.attempt(&to, address).await.unwrap();
+    let (empty, mut streams) = client.transport.0.attempt(&to, address).await.unwrap();
+    streams[0].0.finish().unwrap();
     client.probe(&to, number(1)).await.unwrap();
-    let why = why(&silent.closed().await);
-    assert!(why.contains("asked nothing"), "{why}");
+    for connection in [silent, empty] {
+        let why = why(&connection.closed().await);
+        assert!(why.contains("asked nothing"), "{why}");
+    }
+    client.probe(&to, number(2)).await.unwrap();
+}
+
+/// Q2: half a frame holds memory, and must not hold it for ever.
+#[tokio::test]
+async fn half_a_frame_costs_its_connection_after_a_while() {
+    let cluster = Cluster::new(1);
+    let options = TransportOptions {
+        frame_within: Duration::from_millis(200),
+        ..TransportOptions::default()
+    };
+    let server = Node::new(options, cluster.credentials(Role::Server, "s"));
+    let client = cluster.node(Role::Reader, "r");
+    let handle = server.serve(Arc::new(Echo)).await;
+    let to = peer(&handle, None, PeerKind::Any);
+    let whole = Frame::new(&probe(number(1)).head, number(1)).unwrap();
+    let mut bytes = ::bytes::BytesMut::new();
+    whole.encode_head(&mut bytes);
+
+    let ended = send_raw(&client, &to, &bytes).await.unwrap_err();
+    assert!(ended.contains("half a frame"), "{ended}");
     client.probe(&to, number(2)).await.unwrap();
 }
 
@@ -986,6 +1011,9 @@ fn the_whole_stack_runs_over_a_simulated_socket_and_repeats() {
 #[test]
 fn a_reply_that_cannot_be_read_fails_its_own_call() {
     let unknown = Frame::new(&(3_u64, 9_u8), Payload::new()).unwrap();
-    assert!(matches!(read_reply(&unknown.head), Some((3, Err(_)))));
+    assert!(matches!(
+        read_reply(&unknown.head),
+        Some(Err(Unreadable { id: 3, .. }))
+    ));
     assert!(read_reply(&[]).is_none());
 }

@@ -8,7 +8,7 @@ use milonga_host::{CredentialFiles, Transport};
 use milonga_layout::{Config, Reports, Server};
 use milonga_wire::Kind;
 
-use super::{Keys, Parts, Role, Running, Settings, may_serve, node, open};
+use super::{Parts, Role, Running, Settings, may_serve, node, open};
 use crate::caretaker::Caretaker;
 use crate::failure::{Failure, Outcome};
 use crate::node::Node;
@@ -16,9 +16,7 @@ use crate::node::Node;
 pub(super) async fn start(mut settings: Settings) -> Outcome<Running> {
     let cert = settings.take_path("caretaker-cert")?;
     let key = settings.take_path("caretaker-key")?;
-    let config: Config = settings
-        .read::<milonga_layout::Settings>(Keys::Hyphens)?
-        .try_into()?;
+    let config: Config = settings.read::<milonga_layout::Settings>()?.try_into()?;
     let files = CredentialFiles {
         certificate: config.cert.clone(),
         key: config.key.clone(),

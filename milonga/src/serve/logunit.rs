@@ -8,13 +8,11 @@ use milonga_logunit::Server;
 use milonga_logunit::store::{Options, Store};
 use milonga_wire::Kind;
 
-use super::{Keys, Parts, Role, Running, Settings, may_serve, node, open};
+use super::{Parts, Role, Running, Settings, may_serve, node, open};
 use crate::failure::{Failure, Outcome};
 
 pub(super) async fn start(settings: Settings) -> Outcome<Running> {
-    let unit = settings
-        .read::<milonga_logunit::Settings>(Keys::Hyphens)?
-        .check()?;
+    let unit = settings.read::<milonga_logunit::Settings>()?.check()?;
     let files = CredentialFiles {
         certificate: unit.cert.clone(),
         key: unit.key.clone(),

@@ -17,7 +17,7 @@ use milonga_wire::{Address, ServerName};
 
 use crate::failure::{Failure, Outcome};
 use crate::node::Node;
-pub(crate) use settings::{Keys, Settings};
+pub(crate) use settings::Settings;
 
 /// How long a drain may take before what is left is cut off.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);

@@ -6,13 +6,11 @@ use milonga_host::CredentialFiles;
 use milonga_sequencer::{Config, Sequencer};
 use milonga_wire::Kind;
 
-use super::{Keys, Parts, Role, Running, Settings, may_serve, node, open};
+use super::{Parts, Role, Running, Settings, may_serve, node, open};
 use crate::failure::Outcome;
 
 pub(super) async fn start(settings: Settings) -> Outcome<Running> {
-    let config: Config = settings
-        .read::<milonga_sequencer::Settings>(Keys::Underscores)?
-        .try_into()?;
+    let config: Config = settings.read::<milonga_sequencer::Settings>()?.try_into()?;
     let files = CredentialFiles {
         certificate: config.cert.clone(),
         key: config.key.clone(),

@@ -21,13 +21,6 @@ const PATHS: [&str; 7] = [
     "caretaker-key",
 ];
 
-/// How a service's own settings write their keys.
-#[derive(Copy, Clone, Debug)]
-pub(crate) enum Keys {
-    Hyphens,
-    Underscores,
-}
-
 /// Settings before the service itself has seen them.
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -69,22 +62,9 @@ impl Settings {
     }
 
     /// As the service reads them.
-    pub(crate) fn read<T: DeserializeOwned>(mut self, keys: Keys) -> Outcome<T> {
-        let table: Table = std::mem::take(&mut self.table)
-            .into_iter()
-            .map(|(key, value)| match keys {
-                Keys::Hyphens => (key, value),
-                Keys::Underscores => (key.replace('-', "_"), value),
-            })
-            .collect();
-        let read = table.try_into();
-        read.map_err(|error: toml::de::Error| {
-            let text = one_line(&error.to_string());
-            self.wrong(match keys {
-                Keys::Hyphens => text,
-                Keys::Underscores => text.replace('_', "-"),
-            })
-        })
+    pub(crate) fn read<T: DeserializeOwned>(mut self) -> Outcome<T> {
+        let read = std::mem::take(&mut self.table).try_into();
+        read.map_err(|error: toml::de::Error| self.wrong(one_line(&error.to_string())))
     }
 
     /// What is wrong, with the file if there is one.
@@ -209,8 +189,7 @@ mod tests {
     fn a_key_that_is_unknown_misspelt_or_wrong_is_named_with_its_file() {
         let refused = |text: &str| {
             let settings = try_gather(text, Table::new());
-            let read =
-                settings.and_then(|s| s.read::<milonga_sequencer::Settings>(Keys::Underscores));
+            let read = settings.and_then(Settings::read::<milonga_sequencer::Settings>);
             read.unwrap_err().to_string()
         };
         for (text, word) in [
@@ -226,7 +205,7 @@ mod tests {
             assert!(!error.contains('\n'), "{error}");
         }
         let read = gather("streams-max = 100", Table::new())
-            .read::<milonga_sequencer::Settings>(Keys::Underscores)
+            .read::<milonga_sequencer::Settings>()
             .unwrap();
         assert_eq!(read.streams_max, Some(100));
     }

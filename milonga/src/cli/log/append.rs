@@ -258,7 +258,7 @@ impl Done {
             .unwrap_or(0);
         let known = positions.iter().flatten().count() as u64;
         let stamp = Stamp {
-            saved,
+            saved: *saved,
             before: before + known.saturating_sub(run),
         };
         self.outcome = Some("unknown");
