@@ -51,11 +51,12 @@ pub fn check(history: &[Operation]) -> Vec<String> {
         }
         let brought: BTreeMap<Position, Seen> = entries.iter().copied().collect();
         let trimmed = trimmed(history, *told);
+        let is_gap =
+            |(position, seen): &(Position, Seen)| (*seen == Seen::Trimmed).then_some(*position);
+        let first_gap = entries.iter().find_map(is_gap);
         for (position, (value, since)) in known.range(span.start..span.end) {
             let wanted = *since < read.asked && belongs(*value, *stream);
-            let gap = brought
-                .range(..=*position)
-                .any(|(_, seen)| *seen == Seen::Trimmed);
+            let gap = first_gap.is_some_and(|gap| gap <= *position);
             let excused = brought.contains_key(position) || gap && *position < trimmed;
             if wanted && !excused {
                 violations.push(format!(
