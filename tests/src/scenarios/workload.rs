@@ -333,9 +333,10 @@ impl Client {
         let from = if from_first {
             Position::FIRST
         } else {
-            Position(end.position.0.saturating_sub(self.random.below(500)))
+            Position(end.counter.0.saturating_sub(self.random.below(500)))
         };
-        let span = Span::new(from, end.position);
+        // What the sequencer said of the stream holds up to its counter, not up to what this session saw before.
+        let span = Span::new(from, end.counter);
         let asked = self
             .workload
             .history
