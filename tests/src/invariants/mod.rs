@@ -10,6 +10,7 @@
 //! - I8 Units of one chain hold the same ([`replicas`]; this one looks at the units, not at a history).
 //! - I9 A stream is whole: reads bring all of it, and each record names those before it ([`streams`]).
 //! - I10 No position at or above the end holds anything (`scenarios/inspection.rs`: it asks the units of a quiet cluster).
+//! - I11 No server has to refuse what no correct client asks for (`sim/network.rs`: it sees every reply).
 //!
 //! They judge by real time: an operation that was asked after another was told has to see it. What is open binds nobody.
 

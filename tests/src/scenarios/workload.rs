@@ -15,7 +15,7 @@ use milonga_host::{BoxFuture, Host, Random, Responder, Service, net::Request};
 use milonga_wire::{Address, Caller, Position, Refusal, Role, ServerName, Span, StreamId};
 
 use crate::history::{Call, Fate, History, Seen, Told, Value};
-use crate::sim::faults::{chance, flip, pick};
+use crate::sim::faults::{chance, pick};
 use crate::sim::{Machine, World};
 
 /// The streams that records are appended to: none of them, the first, or both.
@@ -145,7 +145,7 @@ impl Client {
             match self.random.below(20) {
                 0..6 => self.append(1, streams).await,
                 // Now and then so many that streams are walked, not scanned.
-                6..8 if self.random.below(20) == 0 => {
+                6..8 if self.random.below(100) == 0 => {
                     self.append(500 + self.random.below(1_000), streams).await;
                 }
                 6..8 => self.append(1 + self.random.below(12), streams).await,
@@ -162,7 +162,7 @@ impl Client {
                 11..16 => self.read_somewhere().await,
                 16 => {
                     let stream = StreamId::of_name(pick::<&str>(&self.random, &STREAMS));
-                    self.read_stream(stream, flip(&self.random)).await;
+                    self.read_stream(stream, self.random.below(20) == 0).await;
                 }
                 17..19 => drop(self.end().await),
                 _ if self.workload.trims => self.trim().await,
@@ -325,7 +325,7 @@ impl Client {
         next
     }
 
-    /// Reads all that a stream has, `from_first` or from somewhere on, to the end.
+    /// Reads all that a stream has, from the first position or from one near the end.
     pub async fn read_stream(&self, stream: StreamId, from_first: bool) {
         let Ok(end) = self.log.end_of(&[stream]).await else {
             return;
@@ -333,9 +333,10 @@ impl Client {
         let from = if from_first {
             Position::FIRST
         } else {
-            Position(self.random.below(end.position.0 + 1))
+            Position(end.counter.0.saturating_sub(self.random.below(500)))
         };
-        let span = Span::new(from, end.position);
+        // What the sequencer said of the stream holds up to its counter, not up to what this session saw before.
+        let span = Span::new(from, end.counter);
         let asked = self
             .workload
             .history

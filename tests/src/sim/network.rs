@@ -370,6 +370,7 @@ fn serve(
         }
         let frame = reply_frame(&head, payload);
         let mut text = describe(state, server, client, verb);
+        blame(state, &text, &head);
         let _ = write!(text, ": {}", outcome(&head));
         trace(
             state,
@@ -522,6 +523,21 @@ fn trace(
 ) {
     let _ = write!(text, ", {length} bytes, {outcome}");
     state.trace.line(now, &text, bytes);
+}
+
+/// What a server refuses because no client that keeps to the protocol asks for it, as one that is unlucky may. The clients
+/// here are the real ones: the guard held, and something in front of it did not.
+fn blame(state: &mut State, text: &str, head: &ReplyHead) {
+    if let Err(
+        refusal @ (Refusal::Malformed { .. }
+        | Refusal::BeyondEnd { .. }
+        | Refusal::TooLarge { .. }
+        | Refusal::WrongCluster { .. }
+        | Refusal::WrongKind { .. }),
+    ) = &head.reply
+    {
+        state.blame(format!("I11: {text}: {refusal}"));
+    }
 }
 
 /// Counts what a set of runs should have met: a fault or a race that no run met was not tested.

@@ -94,6 +94,11 @@ impl State {
         }));
     }
 
+    /// Something that must not happen has happened.
+    pub(super) fn blame(&mut self, text: String) {
+        self.violations.push(text);
+    }
+
     /// The node of that id.
     pub(super) fn node(&self, id: NodeId) -> &Node {
         &self.nodes[usize::from(id.0)]
