@@ -68,6 +68,15 @@ pub enum AppendError {
     },
 }
 
+/// Whether a record may be in the log only if every earlier one of its run is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Order {
+    /// It must.
+    Kept,
+    /// It need not.
+    None,
+}
+
 /// One append on its way.
 struct Append<'a> {
     log: &'a Log,
@@ -141,33 +150,27 @@ impl Log {
             return gather::append(self, records, streams).await;
         }
         let deadline = self.options.deadline;
-        let ended = self.append_run(records, streams, deadline).await;
+        let ended = self
+            .append_run(records, streams, deadline, Order::None)
+            .await;
         ended.part(0, records.len())
     }
 
-    /// A handle that appends in order: each record lies behind the one before it.
-    pub fn producer(&self, streams: &[StreamId]) -> Producer {
-        Producer {
-            log: self.clone(),
-            streams: streams.to_vec(),
-            broken: None,
-        }
-    }
-
-    /// Appends one run, which is within the bounds, within `deadline`.
+    /// Appends one run, which is within the bounds, within `deadline`: its pieces at once, or one after the other.
     pub(crate) async fn append_run(
         &self,
         records: &[Bytes],
         streams: &[StreamId],
         deadline: Duration,
+        order: Order,
     ) -> Ended {
-        Append::new(self, records, streams, deadline)
-            .run(false)
-            .await
+        let append = Append::new(self, records, streams, deadline);
+        append.run(order).await
     }
 }
 
-fn check_records(records: &[Bytes], streams: &[StreamId]) -> Result<(), AppendError> {
+/// The bounds of one append, met before anything is asked of a server.
+pub(crate) fn check_records(records: &[Bytes], streams: &[StreamId]) -> Result<(), AppendError> {
     check(records, streams).map_err(|refusal| AppendError::NotAppended {
         why: Unavailable::Refused {
             server: "this client".to_owned(),
@@ -176,7 +179,6 @@ fn check_records(records: &[Bytes], streams: &[StreamId]) -> Result<(), AppendEr
     })
 }
 
-/// The bounds of one append, met before anything is asked of a server.
 fn check(records: &[Bytes], streams: &[StreamId]) -> Result<(), Refusal> {
     if records.is_empty() || records.len() > RUN_RECORDS_MAX as usize {
         return Err(Refusal::too_large(
@@ -232,7 +234,7 @@ impl<'a> Append<'a> {
     }
 
     /// Tokens and pieces until every record is in the log.
-    async fn run(mut self, ordered: bool) -> Ended {
+    async fn run(mut self, order: Order) -> Ended {
         let began = self.log.shared.host.clock.now();
         // Ranges of record numbers that are proved not to be in the log yet.
         let mut missing = vec![(0, self.records.len() as u32)];
@@ -242,10 +244,9 @@ impl<'a> Append<'a> {
                 Err(why) => return self.ended(vec![], Some(why)),
             };
             let pieces = self.pieces(&decided, &token, from);
-            let left = if ordered {
-                self.in_order(&decided, &pieces, to).await
-            } else {
-                self.at_once(&decided, &pieces).await
+            let left = match order {
+                Order::Kept => self.in_order(&decided, &pieces, to).await,
+                Order::None => self.at_once(&decided, &pieces).await,
             };
             if !left.unknown.is_empty() {
                 let why = left.stop.unwrap_or_else(|| Unavailable::Protocol {
@@ -608,113 +609,6 @@ async fn resolve(
             PieceEnd::all(piece, Resumed::Unknown, Some(why.unwrap_or(error)))
         }
     }
-}
-
-/// Appends in order: one piece is undecided at a time, so a record is in the log only if every earlier one is, and
-/// lies behind it. Large batches, not depth, give it throughput.
-#[derive(Clone)]
-pub struct Producer {
-    log: Log,
-    streams: Vec<StreamId>,
-    broken: Option<String>,
-}
-
-impl Producer {
-    /// Appends `records` behind everything this handle appended before, in as many runs as it takes.
-    ///
-    /// # Errors
-    /// [`AppendError`]. `positions` counts from the first of these records. After an unknown outcome the handle refuses
-    /// further appends, since their order could not be promised: resume what was saved, then take a new handle.
-    pub async fn append(&mut self, records: &[Bytes]) -> Result<Vec<Position>, AppendError> {
-        if let Some(saved) = &self.broken {
-            let why = format!("this handle had an append {saved}; take a new handle");
-            return Err(AppendError::NotAppended {
-                why: Unavailable::Protocol { why },
-            });
-        }
-        // Whoever drops this future leaves a piece whose outcome nobody saw.
-        self.broken = Some("that was given up half way".to_owned());
-        let records_max = self.run_records().await;
-        let mut positions = Vec::with_capacity(records.len());
-        let mut rest = records;
-        while !rest.is_empty() {
-            let count = run_length(rest, records_max);
-            let (run, behind) = rest.split_at(count);
-            let appended = self.append_run(run).await;
-            match appended {
-                Ok(appended) => positions.extend(appended.positions),
-                Err(error) => return Err(self.stopped(&positions, records.len(), error)),
-            }
-            rest = behind;
-        }
-        self.broken = None;
-        Ok(positions)
-    }
-
-    async fn append_run(&self, run: &[Bytes]) -> Result<Appended, AppendError> {
-        check_records(run, &self.streams)?;
-        let deadline = self.log.options.deadline;
-        let append = Append::new(&self.log, run, &self.streams, deadline);
-        append.run(true).await.part(0, run.len())
-    }
-
-    /// Records in one run: a stripe's width where there are several chains, since a run's later pieces wait, unwritten,
-    /// for its earlier ones, and readers take what waits too long for a hole.
-    async fn run_records(&self) -> usize {
-        let all = RUN_RECORDS_MAX as usize;
-        match self.log.layout().await {
-            Ok(decided) if decided.layout.open_segment().chains.len() > 1 => {
-                all.min(decided.layout.open_segment().stripe_width as usize)
-            }
-            Ok(_) | Err(_) => all,
-        }
-    }
-
-    /// The error of one run, told of the whole call.
-    fn stopped(&mut self, before: &[Position], all: usize, error: AppendError) -> AppendError {
-        let whole = |of_run: Vec<Option<Position>>| {
-            let mut positions: Vec<Option<Position>> = before.iter().copied().map(Some).collect();
-            positions.extend(of_run);
-            positions.resize(all, None);
-            positions
-        };
-        self.broken = None;
-        match error {
-            AppendError::NotAppended { why } if before.is_empty() => {
-                AppendError::NotAppended { why }
-            }
-            AppendError::NotAppended { why } => AppendError::Partly {
-                positions: whole(vec![]),
-                why,
-            },
-            AppendError::Partly { positions, why } => AppendError::Partly {
-                positions: whole(positions),
-                why,
-            },
-            AppendError::Unknown {
-                saved,
-                positions,
-                why,
-            } => {
-                self.broken = Some(format!("that has no known outcome; resume {saved}"));
-                AppendError::Unknown {
-                    saved,
-                    positions: whole(positions),
-                    why,
-                }
-            }
-        }
-    }
-}
-
-/// How many of `records` fit one run: at least one, so that a record over the limit is refused by name.
-fn run_length(records: &[Bytes], records_max: usize) -> usize {
-    let mut bytes = 0;
-    let fits = records.iter().take(records_max).take_while(|record| {
-        bytes += record.len();
-        bytes <= PIECE_BYTES_MAX
-    });
-    fits.count().max(1)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use milonga_host::Moment;
 use milonga_wire::StreamId;
 use tokio::sync::oneshot;
 
-use crate::append::{AppendError, Appended, Ended};
+use crate::append::{AppendError, Appended, Ended, Order};
 use crate::log::Log;
 use crate::resume::SavedAppend;
 use crate::trouble::Unavailable;
@@ -166,7 +166,7 @@ async fn work(log: Log, kind: Kind) {
             .flat_map(|member| member.records.iter().cloned())
             .collect();
         let ended = log
-            .append_run(&records, streams, left.max(*deadline / 2))
+            .append_run(&records, streams, left.max(*deadline / 2), Order::None)
             .await;
         tell(&ended, members);
     }
