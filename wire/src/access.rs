@@ -160,7 +160,8 @@ impl Access {
                 LayoutRequest::Report(report) => Self::AtLeast(report.needs()),
                 LayoutRequest::Prepare { .. }
                 | LayoutRequest::Propose { .. }
-                | LayoutRequest::Learn { .. } => Self::AtLeast(Role::Control),
+                | LayoutRequest::Learn { .. }
+                | LayoutRequest::Opinion { .. } => Self::AtLeast(Role::Control),
                 LayoutRequest::Genesis { .. } => Self::AtLeast(Role::Admin),
             },
         }
@@ -186,6 +187,7 @@ impl Access {
 /// Checks, for every request, the caller's cluster and role, and that the request means this very server.
 ///
 /// `incarnation` is none for a layout server: it keeps everything on disk, so a restart changes nothing.
+/// A probe of a log unit asks whether the unit writes, whichever process start it is: a restarted one that does is alive.
 /// [`Request::Describe`] and questions for a layout may leave the server open; nothing else may.
 ///
 /// # Errors
@@ -219,6 +221,7 @@ pub fn admit(
         Request::Describe
             | Request::Layout(LayoutRequest::Newest | LayoutRequest::At | LayoutRequest::Report(_))
     );
+    let any_start = matches!(head.request, Request::Unit(UnitRequest::Probe));
     match head.to {
         None if open => Ok(()),
         None => Err(Refusal::malformed("the request does not name its server")),
@@ -227,10 +230,12 @@ pub fn admit(
             here: identity,
         }),
         Some(target) => match incarnation {
-            Some(here) if target.incarnation != here => Err(Refusal::WrongIncarnation {
-                asked: target.incarnation,
-                here,
-            }),
+            Some(here) if target.incarnation != here && !any_start => {
+                Err(Refusal::WrongIncarnation {
+                    asked: target.incarnation,
+                    here,
+                })
+            }
             Some(_) | None => Ok(()),
         },
     }
@@ -334,5 +339,59 @@ mod tests {
             ),
             Ok(())
         );
+    }
+
+    /// H29: whoever asks whether a unit still writes must not take a restarted one for a dead one. H17 stands for all else:
+    /// a probe of a sequencer, too, whose answer speaks of one process start.
+    #[test]
+    fn a_probe_of_a_unit_may_name_an_earlier_process_start_and_no_other_server() {
+        let earlier = |request| {
+            let mut head = head(request);
+            head.to.as_mut().unwrap().incarnation = Incarnation(2);
+            head
+        };
+        let probe = earlier(Request::Unit(UnitRequest::Probe));
+        for role in [Role::Layout, Role::Control] {
+            assert_eq!(asked_by(role, &probe), Ok(()));
+        }
+        let mut other = probe.clone();
+        other.to.as_mut().unwrap().identity = Identity([5; 16]);
+        assert!(matches!(
+            asked_by(Role::Layout, &other),
+            Err(Refusal::WrongServer { .. })
+        ));
+        for request in [
+            Request::Sequencer(SequencerRequest::Probe),
+            Request::Unit(UnitRequest::Announce {
+                start: crate::Position::FIRST,
+            }),
+        ] {
+            assert!(matches!(
+                asked_by(Role::Control, &earlier(request)),
+                Err(Refusal::WrongIncarnation { .. })
+            ));
+        }
+    }
+
+    /// An opinion makes a server call another: nobody asks for it who may not act on it.
+    #[test]
+    fn only_control_asks_for_an_opinion() {
+        let server = crate::Server {
+            name: "u-1".parse().unwrap(),
+            address: "host:1".parse().unwrap(),
+            identity: Identity([7; 16]),
+            incarnation: Incarnation(1),
+        };
+        let opinion = head(Request::Layout(LayoutRequest::Opinion {
+            of: Box::new(server),
+            kind: Kind::LogUnit,
+        }));
+        for role in [Role::Writer, Role::Layout, Role::Server] {
+            assert!(matches!(
+                asked_by(role, &opinion),
+                Err(Refusal::WrongRole { .. })
+            ));
+        }
+        assert_eq!(asked_by(Role::Control, &opinion), Ok(()));
     }
 }

@@ -220,12 +220,17 @@ impl Refusal {
 
     /// [`Refusal::Malformed`], its text cut to the limit.
     pub fn malformed(why: impl Into<String>) -> Self {
-        let mut why = why.into();
-        while why.len() > TEXT_BYTES_MAX {
-            why.pop();
-        }
+        let why = cut(why.into());
         Self::Malformed { why }
     }
+}
+
+/// `text`, as much of it as a message may carry.
+pub(crate) fn cut(mut text: String) -> String {
+    while text.len() > TEXT_BYTES_MAX {
+        text.pop();
+    }
+    text
 }
 
 #[cfg(test)]

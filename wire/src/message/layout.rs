@@ -14,7 +14,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Decided, Layout, Position, Rank, Role, ServerName, Span, Term};
+use crate::refusal::cut;
+use crate::{Decided, Kind, Layout, Position, Rank, Role, Server, ServerName, Span, Term};
 
 /// What a client saw and cannot or may not mend itself.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -78,6 +79,14 @@ pub enum LayoutRequest {
     },
     /// For the caretaker beside the layout server.
     Report(Report),
+    /// Do you reach this server, end to end? Answered after a probe that began when the request had arrived. Refused if
+    /// the newest decided layout does not list the server so: nobody else is sent anything.
+    Opinion {
+        /// The suspect, as a layout lists it.
+        of: Box<Server>,
+        /// What it is listed as: a log unit or a sequencer.
+        kind: Kind,
+    },
 }
 
 impl LayoutRequest {
@@ -92,6 +101,7 @@ impl LayoutRequest {
             Self::Learn { .. } => "announce a layout",
             Self::Genesis { .. } => "initialise a cluster",
             Self::Report(_) => "report",
+            Self::Opinion { .. } => "ask for an opinion",
         }
     }
 }
@@ -150,4 +160,39 @@ pub enum LayoutReply {
     Initialised,
     /// To a report.
     Noted,
+    /// To [`LayoutRequest::Opinion`].
+    Opinion {
+        /// None: it answered a probe that began after the request arrived, a log unit with a durable write. Else why not,
+        /// in words.
+        trouble: Option<String>,
+    },
+}
+
+impl LayoutReply {
+    /// [`LayoutReply::Opinion`], its text cut to the limit.
+    pub fn opinion(trouble: Option<String>) -> Self {
+        Self::Opinion {
+            trouble: trouble.map(cut),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::TEXT_BYTES_MAX;
+
+    /// What a peer put into an error may be of any length; what is passed on may not.
+    #[test]
+    fn the_words_of_an_opinion_are_cut_to_the_limit() {
+        let long = "\u{e9}".repeat(TEXT_BYTES_MAX);
+        let LayoutReply::Opinion { trouble } = LayoutReply::opinion(Some(long)) else {
+            panic!("no opinion");
+        };
+        assert_eq!(trouble.map(|why| why.len()), Some(TEXT_BYTES_MAX));
+        assert_eq!(
+            LayoutReply::opinion(None),
+            LayoutReply::Opinion { trouble: None }
+        );
+    }
 }

@@ -83,7 +83,7 @@ pub enum Reply {
 }
 
 /// What a server serves as.
-#[derive(Copy, Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Serialize, Deserialize)]
 pub enum Kind {
     /// A layout server.
     Layout,

@@ -94,7 +94,8 @@ pub enum UnitRequest {
         /// Positions wanted at most.
         count_max: u32,
     },
-    /// A durable write to a probe slot, end to end: a failing disk does not answer it.
+    /// A durable write to a probe slot, end to end: a failing disk does not answer it. Answered in any term, and by any
+    /// process start of the server that the head names.
     Probe,
 }
 
