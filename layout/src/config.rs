@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use milonga_wire::{Address, ServerName};
 use serde::Deserialize;
@@ -31,6 +32,8 @@ pub struct Settings {
     pub caretaker: Option<bool>,
     /// How many reports of clients are kept for the caretaker.
     pub reports_max: Option<usize>,
+    /// How long it waits for a suspect's answer to a probe, in milliseconds.
+    pub opinion_ms: Option<u64>,
 }
 
 impl Settings {
@@ -47,6 +50,7 @@ impl Settings {
             key: self.key.or(below.key),
             caretaker: self.caretaker.or(below.caretaker),
             reports_max: self.reports_max.or(below.reports_max),
+            opinion_ms: self.opinion_ms.or(below.opinion_ms),
         }
     }
 }
@@ -97,11 +101,16 @@ pub struct Config {
     pub caretaker: bool,
     /// How many reports of clients are kept for the caretaker.
     pub reports_max: usize,
+    /// How long it waits for a suspect's answer to a probe.
+    pub opinion: Duration,
 }
 
 impl Config {
     /// Reports kept unless the key `reports-max` says otherwise.
     pub const REPORTS_MAX: usize = 1_024;
+    /// Waiting for a suspect unless the key `opinion-ms` says otherwise. Those who ask while a probe is under way wait
+    /// twice as long, and no client waits for ever.
+    pub const OPINION: Duration = Duration::from_millis(500);
 }
 
 impl TryFrom<Settings> for Config {
@@ -118,6 +127,15 @@ impl TryFrom<Settings> for Config {
                 expected: "at least 1",
             });
         }
+        let default_ms = Self::OPINION.as_millis() as u64;
+        let opinion_ms = settings.opinion_ms.unwrap_or(default_ms);
+        if !(1..=60_000).contains(&opinion_ms) {
+            return Err(ConfigError::Invalid {
+                key: "opinion-ms",
+                text: opinion_ms.to_string(),
+                expected: "1 to 60000 (milliseconds)",
+            });
+        }
         Ok(Self {
             name: name(settings.name)?,
             listen: address("listen", given("listen", settings.listen, "host:port")?)?,
@@ -129,6 +147,7 @@ impl TryFrom<Settings> for Config {
             key: given("key", settings.key, "a file with a PEM private key")?,
             caretaker: settings.caretaker.unwrap_or(true),
             reports_max,
+            opinion: Duration::from_millis(opinion_ms),
         })
     }
 }
@@ -191,6 +210,7 @@ mod tests {
         let whole = config(WHOLE).unwrap();
 
         assert_eq!(whole.reports_max, Config::REPORTS_MAX);
+        assert_eq!(whole.opinion, Config::OPINION);
         assert!(whole.caretaker && whole.layout.is_empty());
         assert_eq!(whole.admin, None);
         for key in ["name", "listen", "dir", "ca", "cert", "key"] {
@@ -210,6 +230,8 @@ mod tests {
         assert!(misspelt.to_string().contains("reports_max"));
         for (line, key) in [
             ("reports-max = 0", "reports-max"),
+            ("opinion-ms = 0", "opinion-ms"),
+            ("opinion-ms = 60001", "opinion-ms"),
             ("layout = [\"nowhere\"]", "layout"),
             ("admin = \"nowhere\"", "admin"),
         ] {

@@ -5,6 +5,8 @@
 
 mod acceptor;
 mod config;
+mod opinion;
+mod probe;
 mod reports;
 mod server;
 mod store;

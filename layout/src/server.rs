@@ -1,7 +1,8 @@
 //! The shell of the layout server: requests in, answers out, and the disk in between.
 //!
 //! Everything happens under one lock and at once: a request that changes something waits for the disk, and what comes
-//! behind it waits too. Changes of layout are rare, and between them nothing touches the disk.
+//! behind it waits too. Changes of layout are rare, and between them nothing touches the disk. Only requests for an
+//! opinion are answered later, outside that lock: by `probe.rs`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +14,8 @@ use milonga_wire::{
 };
 
 use crate::acceptor::{Acceptor, Change, Step};
+use crate::opinion::Suspect;
+use crate::probe::Opinions;
 use crate::store::{OpenError, Store};
 use crate::{Config, Reports};
 
@@ -25,12 +28,27 @@ pub struct Server {
     clock: Clock,
     state: Mutex<State>,
     reports: Arc<Reports>,
+    opinions: Opinions,
     metrics: Metrics,
 }
 
 struct State {
     acceptor: Acceptor,
     store: Store,
+}
+
+/// What follows from a request.
+enum Answer {
+    /// It is answered at once.
+    Now(LayoutReply),
+    /// It is answered after a probe of this suspect.
+    AfterProbe(Suspect),
+}
+
+impl From<LayoutReply> for Answer {
+    fn from(reply: LayoutReply) -> Self {
+        Self::Now(reply)
+    }
 }
 
 impl Server {
@@ -60,6 +78,7 @@ impl Server {
             clock: host.clock.clone(),
             state: Mutex::new(State { acceptor, store }),
             reports: Arc::new(Reports::new(config.reports_max)),
+            opinions: Opinions::new(host, cluster, config),
             metrics,
         }))
     }
@@ -111,21 +130,27 @@ impl Server {
         caller: &Caller,
         term: Term,
         request: LayoutRequest,
-    ) -> Result<LayoutReply, Refusal> {
+    ) -> Result<Answer, Refusal> {
         let mut state = self.state();
         let acceptor = &state.acceptor;
         let step = match request {
-            LayoutRequest::Newest => return Ok(acceptor.standing()),
-            LayoutRequest::At => return Ok(acceptor.at(term)),
+            LayoutRequest::Newest => return Ok(acceptor.standing().into()),
+            LayoutRequest::At => return Ok(acceptor.at(term).into()),
             LayoutRequest::Report(report) => {
                 drop(state);
                 self.reports.note(caller.name.clone(), report)?;
                 self.metrics.reports.increment(1);
-                return Ok(LayoutReply::Noted);
+                return Ok(LayoutReply::Noted.into());
             }
             LayoutRequest::Confirm => {
                 state.check_disk()?; // What failed to become durable may have been accepted.
-                return state.acceptor.confirm(term);
+                return state.acceptor.confirm(term).map(Answer::from);
+            }
+            LayoutRequest::Opinion { of, kind } => {
+                let newest = acceptor.newest().map(Arc::as_ref);
+                return Suspect::find(newest, term, &of, kind)
+                    .map(Answer::AfterProbe)
+                    .inspect_err(|_| self.opinions.refused());
             }
             LayoutRequest::Prepare { rank } => acceptor.prepare(term, rank),
             LayoutRequest::Propose { rank, layout } => acceptor.propose(term, rank, *layout),
@@ -133,7 +158,7 @@ impl Server {
             LayoutRequest::Genesis { layout } => acceptor.genesis(*layout),
         };
         let step = step.inspect_err(|refusal| self.metrics.refused(refusal))?;
-        self.make_durable(&mut state, step)
+        self.make_durable(&mut state, step).map(Answer::from)
     }
 
     fn learn(&self, acceptor: &Acceptor, decided: Decided) -> Result<Step, Refusal> {
@@ -211,7 +236,13 @@ impl Service for Server {
             return respond.send(Err(refusal));
         }
         let reply = match head.request {
-            Request::Layout(request) => self.answer(caller, head.term, request).map(Reply::Layout),
+            Request::Layout(request) => match self.answer(caller, head.term, request) {
+                Ok(Answer::Now(reply)) => Ok(Reply::Layout(reply)),
+                Ok(Answer::AfterProbe(suspect)) => {
+                    return self.opinions.give(suspect, head.term, respond);
+                }
+                Err(refusal) => Err(refusal),
+            },
             Request::Describe => Ok(Reply::Described(self.describe().into())),
             Request::Unit(_) => Err(wrong_kind("log unit")),
             Request::Sequencer(_) => Err(wrong_kind("sequencer")),

@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use milonga_host::{BoxFuture, CallError, Network, Peer, Random, Tasks};
-use milonga_wire::{Layout, Payload, Report, RequestHead, Role, SequencerRequest, Target};
+use milonga_wire::{
+    Layout, Payload, Report, RequestHead, Role, SequencerReply, SequencerRequest, Target,
+    UnitReply, UnitRequest,
+};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::*;
 use crate::acceptor::tests::{CLUSTER, decided, layout, rank};
 use crate::store::tests::Handle;
 
-/// A layout server calls nobody.
+/// A layout server calls nobody but suspects.
 struct Nobody;
 
 impl Network for Nobody {
@@ -24,8 +28,12 @@ impl Network for Nobody {
 }
 
 fn start(disk: Arc<Handle>, seed: u64) -> Arc<Server> {
+    start_on(Arc::new(Nobody), disk, seed).0
+}
+
+fn start_on(net: Arc<dyn Network>, disk: Arc<Handle>, seed: u64) -> (Arc<Server>, Tasks) {
     let host = Host {
-        net: Arc::new(Nobody),
+        net,
         clock: Clock::real(),
         random: Random::seeded(seed),
         tasks: Tasks::new(),
@@ -41,12 +49,23 @@ fn start(disk: Arc<Handle>, seed: u64) -> Arc<Server> {
         key: "key".into(),
         caretaker: false,
         reports_max: 8,
+        opinion: Duration::from_millis(500),
     };
-    Server::start(&host, disk, CLUSTER, &config).unwrap()
+    let server = Server::start(&host, disk, CLUSTER, &config).unwrap();
+    (server, host.tasks)
 }
 
 fn asked_by(role: Role, server: &Server, term: u64, request: Request) -> Result<Reply, Refusal> {
-    let (send, receive) = std::sync::mpsc::channel();
+    sent_by(role, server, term, request).try_recv().unwrap()
+}
+
+fn sent_by(
+    role: Role,
+    server: &Server,
+    term: u64,
+    request: Request,
+) -> oneshot::Receiver<Result<Reply, Refusal>> {
+    let (send, receive) = oneshot::channel();
     let caller = Caller {
         cluster: CLUSTER,
         role,
@@ -65,7 +84,7 @@ fn asked_by(role: Role, server: &Server, term: u64, request: Request) -> Result<
     let payload = Payload::new();
     let respond = Responder::new(1, move |head, _| send.send(head.reply).unwrap());
     server.serve(&caller, net::Request { head, payload }, respond);
-    receive.try_recv().unwrap()
+    receive
 }
 
 fn ask(server: &Server, term: u64, request: LayoutRequest) -> Result<LayoutReply, Refusal> {
@@ -232,4 +251,189 @@ fn reports_reach_the_caretaker_with_the_name_of_who_made_them() {
     let taken = server.reports().take();
     assert_eq!(taken.len(), 1);
     assert_eq!((taken[0].by.as_str(), &taken[0].report), ("c", &report));
+}
+
+/// A network on which every call stands at a gate, and ends as the next of `ends` says.
+struct Gated {
+    arrived: Semaphore,
+    open: Semaphore,
+    ends: Mutex<Vec<Result<Reply, End>>>,
+    called: Mutex<Vec<(Peer, net::Request)>>,
+}
+
+/// How a call ends that brings no reply.
+#[derive(Clone)]
+enum End {
+    Breaks,
+    Refused(Refusal),
+}
+
+impl Gated {
+    /// The calls end in this order.
+    fn new(ends: &[Result<Reply, End>]) -> Arc<Self> {
+        Arc::new(Self {
+            arrived: Semaphore::new(0),
+            open: Semaphore::new(0),
+            ends: Mutex::new(ends.iter().rev().cloned().collect()),
+            called: Mutex::default(),
+        })
+    }
+
+    async fn arrived(&self) {
+        self.arrived.acquire().await.unwrap().forget();
+    }
+
+    fn called(&self) -> usize {
+        self.called.lock().unwrap().len()
+    }
+}
+
+impl Network for Gated {
+    fn call<'a>(
+        &'a self,
+        peer: &'a Peer,
+        request: net::Request,
+        within: Duration,
+    ) -> BoxFuture<'a, Result<net::Response, CallError>> {
+        Box::pin(async move {
+            assert!(within <= Duration::from_millis(500));
+            self.called.lock().unwrap().push((peer.clone(), request));
+            self.arrived.add_permits(1);
+            self.open.acquire().await.unwrap().forget();
+            let end = self.ends.lock().unwrap().pop().expect("one call less");
+            let reply = match end {
+                Ok(reply) => Ok(reply),
+                Err(End::Refused(refusal)) => Err(refusal),
+                Err(End::Breaks) => {
+                    return Err(CallError::Lost {
+                        peer: peer.to_string(),
+                        why: "no such process".to_owned(),
+                    });
+                }
+            };
+            let payload = Payload::new();
+            Ok(net::Response { reply, payload })
+        })
+    }
+}
+
+fn opinion(of: &milonga_wire::Server, kind: Kind) -> Request {
+    let of = Box::new(of.clone());
+    Request::Layout(LayoutRequest::Opinion { of, kind })
+}
+
+fn gives(trouble: Option<&str>) -> Result<Reply, Refusal> {
+    let trouble = trouble.map(str::to_owned);
+    Ok(Reply::Layout(LayoutReply::Opinion { trouble }))
+}
+
+/// E1, E2, H29: two ask, then two more while the probe for the first is under way. Those must not be told what the first
+/// probe found, which may be older than their question; one more probe serves both.
+#[tokio::test(start_paused = true)]
+async fn an_opinion_comes_from_a_probe_that_began_after_it_was_asked_for() {
+    let failed = Refusal::DiskFailed {
+        why: "the cable is out".to_owned(),
+    };
+    let net = Gated::new(&[
+        Ok(Reply::Unit(UnitReply::Probed)),
+        Err(End::Refused(failed)),
+    ]);
+    let (server, _tasks) = start_on(net.clone(), Handle::new(), 1);
+    initialise(&server);
+    let unit = names(&server, 0, "init").units[0].clone();
+    let ask = || sent_by(Role::Control, &server, 0, opinion(&unit, Kind::LogUnit));
+
+    let early = [ask(), ask()];
+    net.arrived().await;
+    let mut late = [ask(), ask()];
+    net.open.add_permits(1);
+    for answer in early {
+        assert_eq!(answer.await.unwrap(), gives(None));
+    }
+    net.arrived().await;
+    assert!(late[0].try_recv().is_err());
+    net.open.add_permits(1);
+    for answer in late {
+        let Ok(Reply::Layout(LayoutReply::Opinion {
+            trouble: Some(trouble),
+        })) = answer.await.unwrap()
+        else {
+            panic!("no trouble");
+        };
+        assert!(trouble.contains("the cable is out"), "{trouble}");
+    }
+
+    assert_eq!(net.called(), 2);
+    let called = net.called.lock().unwrap();
+    let (peer, request) = &called[0];
+    assert_eq!(
+        (peer.name.as_ref(), &peer.address),
+        (Some(&unit.name), &unit.address)
+    );
+    assert_eq!(request.head.request, Request::Unit(UnitRequest::Probe));
+    assert_eq!(request.head.to.unwrap().identity, unit.identity);
+}
+
+/// H29: the connection to a process that is gone says nothing of the one that took its place.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_breaks_is_tried_again_while_there_is_time() {
+    let probed = Reply::Sequencer(SequencerReply::Probed { serving: false });
+    let net = Gated::new(&[Err(End::Breaks), Ok(probed)]);
+    let (server, _tasks) = start_on(net.clone(), Handle::new(), 1);
+    initialise(&server);
+    let sequencer = names(&server, 0, "init").sequencer;
+    let ask = || {
+        sent_by(
+            Role::Control,
+            &server,
+            0,
+            opinion(&sequencer, Kind::Sequencer),
+        )
+    };
+    net.open.add_permits(2);
+    assert_eq!(ask().await.unwrap(), gives(None));
+    assert_eq!(net.called(), 2);
+
+    let net = Gated::new(&vec![Err(End::Breaks); 100]);
+    let (server, _tasks) = start_on(net.clone(), Handle::new(), 1);
+    initialise(&server);
+    net.open.add_permits(100);
+    let ask = || {
+        sent_by(
+            Role::Control,
+            &server,
+            0,
+            opinion(&sequencer, Kind::Sequencer),
+        )
+    };
+    let reply = ask().await.unwrap();
+    assert!(
+        matches!(&reply, Ok(Reply::Layout(LayoutReply::Opinion { trouble: Some(why) })) if why.contains("no such process")),
+        "{reply:?}"
+    );
+    assert!((5..=10).contains(&net.called()), "{}", net.called());
+}
+
+/// E3: the network of this test panics when it is used.
+#[tokio::test(start_paused = true)]
+async fn no_packet_goes_to_anybody_whom_the_layout_does_not_list() {
+    let server = start(Handle::new(), 1);
+    initialise(&server);
+    let unit = names(&server, 0, "init").units[0].clone();
+    let elsewhere = milonga_wire::Server {
+        address: "192.0.2.1:53".parse().unwrap(),
+        ..unit.clone()
+    };
+    let ask = |role, of, kind| asked_by(role, &server, 0, opinion(of, kind));
+
+    for (of, kind) in [(&elsewhere, Kind::LogUnit), (&unit, Kind::Layout)] {
+        assert!(matches!(
+            ask(Role::Control, of, kind),
+            Err(Refusal::Malformed { .. })
+        ));
+    }
+    assert!(matches!(
+        ask(Role::Writer, &unit, Kind::LogUnit),
+        Err(Refusal::WrongRole { .. })
+    ));
 }

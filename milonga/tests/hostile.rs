@@ -98,6 +98,7 @@ fn a_bad_key_of_any_server_is_named_with_its_file() {
     }
     for (server, flag, value) in [
         ("layout", "reports-max", "0"),
+        ("layout", "opinion-ms", "0"),
         ("sequencer", "streams-max", "1"),
         ("sequencer", "confirm-ms", "0"),
         ("logunit", "queue-bytes-max", "1"),

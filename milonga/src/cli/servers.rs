@@ -73,6 +73,9 @@ pub(super) struct Layout {
     /// How many reports of clients are kept for the caretaker.
     #[arg(long, value_name = "N")]
     reports_max: Option<u64>,
+    /// How long it waits for a suspect's answer to a probe, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    opinion_ms: Option<u64>,
 }
 
 /// A sequencer: issues positions, in memory only.

@@ -402,6 +402,7 @@ fn layout_config(text: &str, layout: &[Address]) -> milonga_layout::Config {
         key: PathBuf::new(),
         caretaker: false,
         reports_max: milonga_layout::Config::REPORTS_MAX,
+        opinion: milonga_layout::Config::OPINION,
     }
 }
 
