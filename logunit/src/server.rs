@@ -39,6 +39,9 @@ use metrics::Metrics;
 
 /// Bytes of commands that one commit takes; the rest waits for the next.
 const COMMIT_BYTES_MAX: usize = 16 << 20;
+/// Bytes of waiting probes that the queue takes beyond its bound: a unit that has much to do must not be taken for one
+/// that writes no more (H29).
+const PROBE_BYTES_MAX: usize = 64 << 10;
 /// Between two looks after the store, when it said there is more to do, and when not.
 const HOUSEKEEPING_BUSY: Duration = Duration::from_millis(20);
 const HOUSEKEEPING_IDLE: Duration = Duration::from_secs(1);
@@ -268,10 +271,18 @@ impl Shared {
     }
 
     fn enqueue(&self, waiting: Waiting) {
+        let bytes_max = match waiting.asked.command {
+            Command::Probe => self.config.queue_bytes_max + PROBE_BYTES_MAX,
+            Command::Write { .. }
+            | Command::Fill(_)
+            | Command::Seal
+            | Command::Announce { .. }
+            | Command::Trim { .. } => self.config.queue_bytes_max,
+        };
         let mut queue = lock(&self.queue);
         let refusal = if queue.draining {
             Some(Refusal::Draining)
-        } else if queue.bytes + waiting.bytes > self.config.queue_bytes_max {
+        } else if queue.bytes + waiting.bytes > bytes_max {
             Some(busy("bytes that wait for a commit"))
         } else {
             None

@@ -385,6 +385,41 @@ async fn a_request_meant_for_another_or_by_nobody_who_may_is_refused() {
     ));
 }
 
+/// H29: a probe is a durable write in whatever term and for whichever process start, even where everything else has to
+/// wait for its turn outside; but only a disk that works answers it, and probes are bounded like everything else.
+#[tokio::test(start_paused = true)]
+async fn a_probe_is_answered_by_a_restarted_or_busy_unit_and_by_no_broken_one() {
+    let node = Node::with(&[], 2_000).announced().await;
+    let writes: Vec<_> = (0..20).map(|position| node.write(0, position)).collect();
+    let commits = node.store.commits();
+    let mut head = node.head(7, Wanted::Unit(UnitRequest::Probe));
+    head.to.as_mut().unwrap().incarnation = Incarnation(0);
+    let probe = || node.send_as(Role::Layout, head.clone(), Payload::new());
+
+    let probes: Vec<_> = (0..1_000).map(|_| probe()).collect();
+    let mut answers = vec![];
+    for answer in probes {
+        answers.push(answer.await.unwrap().0);
+    }
+    let busy = |answer: &Answered| matches!(answer, Err(Refusal::Busy { .. }));
+    let (too_many, answered): (Vec<_>, Vec<_>) = answers.into_iter().partition(busy);
+    assert!(!too_many.is_empty() && answered.len() >= PROBE_BYTES_MAX / 1_000);
+    assert!(
+        answered
+            .iter()
+            .all(|answer| *answer == Ok(Reply::Unit(UnitReply::Probed)))
+    );
+    assert!(node.store.commits() > commits, "durable, with the writes");
+    drop(writes);
+
+    node.store
+        .fail_next(CommitError::Failed("the cable is out".to_owned()));
+    for _ in 0..2 {
+        let refused = probe().await.unwrap().0;
+        assert!(matches!(refused, Err(Refusal::DiskFailed { .. })));
+    }
+}
+
 /// Bounded, whoever asks: what waits is memory.
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_says_busy_and_empties() {
