@@ -68,6 +68,14 @@ impl Calls {
         }
     }
 
+    /// Calls that wait for at least `within`.
+    pub(crate) fn patient(&self, within: Duration) -> Self {
+        Self {
+            within: self.within.max(within),
+            ..self.clone()
+        }
+    }
+
     /// The cluster that every call names.
     pub(crate) fn cluster(&self) -> ClusterId {
         self.cluster

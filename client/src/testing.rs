@@ -8,7 +8,7 @@ mod layout;
 mod sequencer;
 mod unit;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,9 +17,9 @@ use milonga_host::net::Response;
 use milonga_host::{BoxFuture, CallError, Clock, Host, Network, Peer, Random, Tasks};
 use milonga_wire::{
     Address, Caller, Chain, ClusterId, Decided, Description, Identity, Incarnation, Kind, Layout,
-    Origin, Payload, Position, Refusal, Reply, Report, Request, RequestHead, Role, Segment,
-    SequencerReply, SequencerRequest, Server, ServerName, Settings, StreamId, Term, Token,
-    WriteKind, admit,
+    LayoutReply, LayoutRequest, Origin, Payload, Position, Refusal, Reply, Report, Request,
+    RequestHead, Role, Segment, SequencerReply, SequencerRequest, Server, ServerName, Settings,
+    StreamId, Target, Term, Token, UnitRequest, WriteKind, admit,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -96,6 +96,8 @@ struct State {
     sequencers: BTreeMap<ServerName, Sequencer>,
     units: BTreeMap<ServerName, Unit>,
     rules: Vec<Rule>,
+    /// Who does not reach whom, by name.
+    cuts: BTreeSet<(String, String)>,
     seen: Vec<Seen>,
     /// Numbers process starts and clients.
     numbers: u64,
@@ -178,6 +180,7 @@ impl Cluster {
                 .map(|unit| (unit.name.clone(), Unit::member(unit.clone())))
                 .collect(),
             rules: vec![],
+            cuts: BTreeSet::new(),
             seen: vec![],
             numbers: 100,
         };
@@ -229,9 +232,17 @@ impl Cluster {
         self.state().rules.insert(0, Box::new(rule));
     }
 
+    /// From now on nothing that `from` sends to `to` arrives: one direction of one link. `from` is a client, by the name
+    /// of its certificate, or `l-0`, which calls those on whom it has an opinion.
+    pub(crate) fn cut(&self, from: &str, to: &str) {
+        self.state().cuts.insert((from.to_owned(), to.to_owned()));
+    }
+
     /// Every request is served again.
     pub(crate) fn heal(&self) {
-        self.state().rules.clear();
+        let mut state = self.state();
+        state.rules.clear();
+        state.cuts.clear();
     }
 
     /// How many requests arrived that `which` picks.
@@ -338,20 +349,6 @@ impl Cluster {
             },
         }
     }
-
-    fn arrive(&self, address: &Address, head: &RequestHead) -> Option<Fault> {
-        let mut state = self.state();
-        let server = state.name(address)?.to_string();
-        let fault = state
-            .rules
-            .iter_mut()
-            .find_map(|rule| rule(&server, &head.request));
-        state.seen.push(Seen {
-            server,
-            request: head.request.clone(),
-        });
-        fault
-    }
 }
 
 impl State {
@@ -363,6 +360,58 @@ impl State {
             .chain(units)
             .find(|server| server.address == *address)
             .map(|server| server.name.clone())
+    }
+
+    /// What happens to a request of `from`.
+    fn arrive(&mut self, from: &ServerName, address: &Address, request: &Request) -> Option<Fault> {
+        let server = self.name(address)?.to_string();
+        if self.cuts.contains(&(from.to_string(), server.clone())) {
+            return Some(Fault::LoseRequest);
+        }
+        let mut rules = self.rules.iter_mut();
+        let fault = rules.find_map(|rule| rule(&server, request));
+        self.seen.push(Seen {
+            server,
+            request: request.clone(),
+        });
+        fault
+    }
+
+    /// The layout server's opinion: what becomes of a probe that it sends now, by the same rules and cuts as any request.
+    fn opinion(&mut self, of: &Server, kind: Kind, term: Term) -> Result<LayoutReply, Refusal> {
+        let request = match kind {
+            Kind::LogUnit => Request::Unit(UnitRequest::Probe),
+            Kind::Sequencer => Request::Sequencer(SequencerRequest::Probe),
+            Kind::Layout => return Err(wrong_kind()),
+        };
+        if self.name(&of.address).as_ref() != Some(&of.name) {
+            return Err(Refusal::malformed("no such server is listed"));
+        }
+        let caller = Caller {
+            cluster: CLUSTER,
+            role: Role::Layout,
+            name: self.layout.server.name.clone(),
+        };
+        let head = RequestHead {
+            id: 0,
+            cluster: CLUSTER,
+            to: Some(Target {
+                identity: of.identity,
+                incarnation: of.incarnation,
+            }),
+            term,
+            request,
+        };
+        let answer = match self.arrive(&caller.name, &of.address, &head.request) {
+            None => self.serve(&caller, &of.address, head, Payload::new()),
+            Some(Fault::Refuse(refusal)) => Err(refusal),
+            Some(_) => return Ok(LayoutReply::opinion(Some("no answer".to_owned()))),
+        };
+        let trouble = match answer {
+            Ok(_) | Err(Refusal::DiskFull | Refusal::WrongIncarnation { .. }) => None,
+            Err(refusal) => Some(refusal.to_string()),
+        };
+        Ok(LayoutReply::opinion(trouble))
     }
 
     fn serve(
@@ -411,6 +460,10 @@ impl State {
         }
         let layout = &mut self.layout;
         admit(caller, &head, CLUSTER, layout.server.identity, None)?;
+        if let Request::Layout(LayoutRequest::Opinion { of, kind }) = &head.request {
+            let opinion = self.opinion(of, *kind, head.term)?;
+            return Ok((Reply::Layout(opinion), Payload::new()));
+        }
         match head.request {
             Request::Describe => {
                 let term = layout.newest().layout.term;
@@ -492,7 +545,9 @@ async fn deliver(
         peer: peer.to_string(),
         why: "a test lost it".to_owned(),
     };
-    let fault = cluster.arrive(&peer.address, &request.head);
+    let fault = cluster
+        .state()
+        .arrive(&caller.name, &peer.address, &request.head.request);
     let serve = |request| cluster.serve(&caller, &peer.address, request);
     let response = match fault {
         None => Ok(serve(request)),
@@ -541,6 +596,5 @@ pub(crate) fn once(
 
 /// Whether a request writes new or repeated entries, and as which link.
 pub(crate) fn is_write(request: &Request, link: WriteKind) -> bool {
-    use milonga_wire::UnitRequest;
     matches!(request, Request::Unit(UnitRequest::Write { kind, .. }) if *kind == link)
 }
