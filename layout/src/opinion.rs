@@ -16,6 +16,7 @@
 //! A restarted server that answers is alive, whatever process start the layout lists; so is a unit whose disk is full,
 //! which reads, seals and trims as before, and whose chain would not get any room by losing it.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use milonga_host::{CallError, Peer, net};
@@ -65,21 +66,21 @@ impl Suspect {
                 kind,
             });
         }
-        Err(if layout.term < term {
-            Refusal::Behind {
+        Err(match layout.term.cmp(&term) {
+            Ordering::Less => Refusal::Behind {
                 newest: Some(layout.term),
-            }
-        } else if layout.term > term {
-            Refusal::Decided {
+            },
+            Ordering::Greater => Refusal::Decided {
                 newest: Box::new(newest.clone()),
+            },
+            Ordering::Equal => {
+                let (name, address) = (&of.name, &of.address);
+                Refusal::malformed(format!(
+                    "the layout of term {term} lists no such log unit or sequencer as {name} at {address}, {}; \
+                     nobody else is probed",
+                    of.identity
+                ))
             }
-        } else {
-            let (name, address) = (&of.name, &of.address);
-            Refusal::malformed(format!(
-                "the layout of term {term} lists no such log unit or sequencer as {name} at {address}, {}; \
-                 nobody else is probed",
-                of.identity
-            ))
         })
     }
 

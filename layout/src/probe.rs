@@ -86,11 +86,10 @@ impl Shared {
             };
             let trouble = self.probe(&suspect, term).await;
             let (name, of) = (&self.name, suspect.name());
-            match &trouble {
-                Some(why) => {
-                    tracing::info!(%name, %of, why, "a suspect does not answer as it should")
-                }
-                None => tracing::info!(%name, %of, "a suspect answers"),
+            if let Some(why) = &trouble {
+                tracing::info!(%name, %of, why, "a suspect does not answer as it should");
+            } else {
+                tracing::info!(%name, %of, "a suspect answers");
             }
             self.metrics.gave(trouble.is_some(), served.len());
             for respond in served {
