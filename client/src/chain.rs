@@ -314,6 +314,18 @@ impl<'a> OneChain<'a> {
         Ok(())
     }
 
+    /// Settles `spans`, which lie below the open segment; where a unit cannot tell what it held, they are restored.
+    pub(crate) async fn settle_or_restore(
+        &self,
+        spans: &[Span],
+        end: ConfirmedEnd,
+    ) -> Result<(), ChainError> {
+        match self.settle(spans, end).await {
+            Err(ChainError::Unknown { .. }) => self.restore(spans, end).await,
+            settled => settled,
+        }
+    }
+
     /// Puts back, down the whole chain, what any of its units holds of `spans`, and junk where none does.
     ///
     /// Every unit must answer. `spans` must lie below the open segment, whose layout is decided. Where a unit held
@@ -373,7 +385,7 @@ impl<'a> OneChain<'a> {
     }
 
     /// Makes `unit` hold all of `entries` that are held at all; what is not is named when the rest is done.
-    async fn push(
+    pub(crate) async fn push(
         &self,
         unit: &Server,
         kind: WriteKind,

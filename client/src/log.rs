@@ -436,7 +436,8 @@ impl Log {
             && open.is_some_and(|known| known.layout.term == term)
         {
             let why = "an entry of the open segment is damaged";
-            let change = reconfigure::change(self, term, why);
+            let same = reconfigure::Change::default();
+            let change = reconfigure::make(self, term, &same, why);
             let changed = self
                 .shared
                 .host

@@ -292,6 +292,15 @@ impl Cluster {
         });
     }
 
+    /// A blank unit comes up, which no layout names yet.
+    pub(crate) fn add_unit(&self, name: &str) -> Server {
+        let number = self.number() as u8;
+        let server = server(name, number);
+        let unit = Unit::blank(server.clone());
+        self.state().units.insert(server.name.clone(), unit);
+        server
+    }
+
     /// The unit of that name is a new process: it holds what it held, and cannot tell about the rest.
     pub(crate) fn restart_unit(&self, name: &str) {
         let incarnation = Incarnation(self.number());

@@ -3,23 +3,29 @@
 //! Who can crash where: before a majority accepted, the next proposer adopts or outranks us; after it, any client learns
 //! the decision and finishes; announcing and bootstrapping are idempotent; restoring is repeated by whoever meets a gap.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX};
+use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX, TEXT_BYTES_MAX};
 use milonga_wire::{
-    Acceptance, Before, BootstrapPage, Decided, Description, InvalidLayout, Kind, Layout,
+    Acceptance, Before, BootstrapPage, Decided, Description, Identity, InvalidLayout, Kind, Layout,
     LayoutReply, LayoutRequest, Origin, Payload, Position, Rank, Refusal, Sealed, SequencerReply,
     SequencerRequest, Server, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
 };
 
 use crate::calls::{Failure, peer, unexpected};
+use crate::chain::ChainError;
 use crate::layouts::LayoutsError;
 use crate::log::Log;
-use crate::reconfigure::plan::{PlanError, Seals, restarted};
+use crate::reconfigure::opinion;
+use crate::reconfigure::plan::{Change, PlanError, Seals, next};
 
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(300);
+/// How long those that do not answer are waited for while others were just started.
+const STARTING: Duration = Duration::from_secs(5);
 /// How often a proposer that was outranked tries again.
 const TRIES: u32 = 8;
 /// Positions that one step of a restore covers.
@@ -42,9 +48,25 @@ pub enum ChangeError {
     /// Layout servers said things that make no decision.
     #[error(transparent)]
     Unproved(#[from] InvalidLayout),
+    /// A chain refused, or did not answer, while a range was copied.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// A copy goes no further.
+    #[error("{unit} lacks position {position} after it was copied; look at its log")]
+    Stuck {
+        /// The unit copied to.
+        unit: String,
+        /// Where.
+        position: Position,
+    },
     /// No sequencer of the layout answered.
     #[error("no sequencer answered: {}; start one of them", .0.join(", "))]
     NoSequencer(Vec<String>),
+    /// This client does not reach a server that a majority of the layout servers reach, or they cannot tell: it stays (H29).
+    #[error(
+        "this client does not reach {0}, but nobody confirms that it is down; nothing was changed; look at the network between them"
+    )]
+    Unconfirmed(String),
     /// Other proposers were faster each time.
     #[error("other proposers came first {TRIES} times")]
     Outranked,
@@ -61,59 +83,73 @@ pub enum ChangeError {
 }
 
 /// What a look at all servers of the newest layout shows.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Look {
-    /// Every server runs as the layout lists it.
-    Well,
+#[derive(Debug)]
+struct Look {
+    known: Decided,
     /// A layout of the next term was accepted, or a unit or the sequencer is sealed for it: someone is at it, or died over it.
-    HalfDone,
+    half_done: bool,
     /// A unit or the sequencer runs in another process start than the layout lists.
-    Restarted,
+    restarted: bool,
+    /// Log units that do not answer.
+    silent: BTreeSet<Identity>,
     /// The sequencer does not answer.
-    NoSequencer,
+    no_sequencer: bool,
+}
+
+impl Look {
+    fn is_well(&self) -> bool {
+        !self.half_done && !self.restarted && !self.no_sequencer && self.silent.is_empty()
+    }
 }
 
 /// Looks again at a cluster that gave trouble, and does what is missing: finishes a half-done term, makes the next one if
-/// a server was restarted, teaches layout servers what they missed. Changes nothing in a cluster that is well.
+/// a server was restarted or is gone, teaches layout servers what they missed. Changes nothing in a cluster that is well.
+///
+/// A log unit or a sequencer that does not answer is left out only if a majority of the layout servers does not reach it
+/// either (H29), and where other servers were restarted as well it is given time to come back.
 ///
 /// # Errors
 /// [`ChangeError`].
 pub async fn mend(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
     let host = log.host();
-    let (known, mut seen) = look(log).await?;
-    let term = known.layout.term;
-    if matches!(seen, Look::HalfDone | Look::NoSequencer) {
-        // Another proposer may be at work, or one message was lost: a moment, and another look (H19, H29).
-        host.clock
-            .sleep(host.random.jittered(Duration::from_millis(300)))
-            .await;
-        let (newer, again) = look(log).await?;
-        if newer.layout.term > term {
-            finish(log, &newer).await?;
-            return Ok(Arc::new(newer));
+    let mut seen = look(log).await?;
+    let term = seen.known.layout.term;
+    let began = host.clock.now();
+    // Another proposer may be at work, one message was lost, or everything is being started: a moment, and another look
+    // (H19, H29).
+    while seen.half_done || seen.no_sequencer || !seen.silent.is_empty() {
+        let patience = if seen.restarted {
+            STARTING
+        } else {
+            Duration::ZERO
+        };
+        host.clock.sleep(host.random.jittered(PAUSE)).await;
+        seen = look(log).await?;
+        if seen.known.layout.term > term {
+            finish(log, &seen.known).await?;
+            return Ok(Arc::new(seen.known));
         }
-        seen = again;
-    }
-    match seen {
-        Look::Well => {
-            teach_all(log, &known).await;
-            finish(log, &known).await?;
-            Ok(Arc::new(known))
+        if host.clock.now().since(began) >= patience {
+            break;
         }
-        Look::HalfDone | Look::Restarted | Look::NoSequencer => change(log, term, why).await,
     }
+    if seen.is_well() {
+        teach_all(log, &seen.known).await;
+        finish(log, &seen.known).await?;
+        return Ok(Arc::new(seen.known));
+    }
+    let change = Change {
+        heal: true,
+        ..Change::default()
+    };
+    make(log, term, &change, why).await
 }
 
-async fn look(log: &Log) -> Result<(Decided, Look), ChangeError> {
+async fn look(log: &Log) -> Result<Look, ChangeError> {
     let known = log.shared.layouts.read().await?;
     let layout = &known.decided.layout;
-    let units = join_all(
-        layout
-            .units
-            .iter()
-            .map(|unit| describe(log, unit, Kind::LogUnit)),
-    )
-    .await;
+    let units = layout.units.iter();
+    let units = join_all(units.map(|unit| describe(log, unit, Kind::LogUnit))).await;
     let sequencer = describe(log, &layout.sequencer, Kind::Sequencer).await;
     let accepted = known
         .standings
@@ -126,21 +162,22 @@ async fn look(log: &Log) -> Result<(Decided, Look), ChangeError> {
             .as_ref()
             .is_ok_and(|found| found.incarnation != listed.incarnation)
     };
-    let restarted = layout
-        .units
-        .iter()
-        .zip(&units)
-        .any(|(listed, found)| other_start(listed, found));
-    let seen = if accepted || sealed_ahead {
-        Look::HalfDone
-    } else if restarted || other_start(&layout.sequencer, &sequencer) {
-        Look::Restarted
-    } else if sequencer.is_err() {
-        Look::NoSequencer
-    } else {
-        Look::Well
+    let mut each = layout.units.iter().zip(&units);
+    let restarted = each.any(|(listed, found)| other_start(listed, found));
+    let open = &layout.open_segment().chains;
+    let is_needed = |unit: &Server| {
+        open.iter()
+            .any(|chain| chain.units.contains(&unit.identity))
     };
-    Ok((known.decided, seen))
+    let silent = layout.units.iter().zip(&units);
+    let silent = silent.filter(|(unit, found)| found.is_err() && is_needed(unit));
+    Ok(Look {
+        half_done: accepted || sealed_ahead,
+        restarted: restarted || other_start(&layout.sequencer, &sequencer),
+        silent: silent.map(|(unit, _)| unit.identity).collect(),
+        no_sequencer: sequencer.is_err(),
+        known: known.decided,
+    })
 }
 
 /// Makes the next layout now: the same servers in their present process starts, a fresh sequencer.
@@ -149,7 +186,16 @@ async fn look(log: &Log) -> Result<(Decided, Look), ChangeError> {
 /// [`ChangeError`].
 pub async fn rebuild(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
     let term = log.shared.layouts.read().await?.decided.layout.term;
-    change(log, term, why).await
+    make(log, term, &Change::default(), why).await
+}
+
+/// Makes the next layout now, with `change`.
+///
+/// # Errors
+/// [`ChangeError`].
+pub async fn change(log: &Log, change: &Change, why: &str) -> Result<Arc<Decided>, ChangeError> {
+    let term = log.shared.layouts.read().await?.decided.layout.term;
+    make(log, term, change, why).await
 }
 
 /// Makes the layout that follows `from`. If another proposer decides one first, that is finished instead: whatever asked
@@ -157,7 +203,12 @@ pub async fn rebuild(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> 
 ///
 /// # Errors
 /// [`ChangeError`].
-pub(crate) async fn change(log: &Log, from: Term, why: &str) -> Result<Arc<Decided>, ChangeError> {
+pub(crate) async fn make(
+    log: &Log,
+    from: Term,
+    change: &Change,
+    why: &str,
+) -> Result<Arc<Decided>, ChangeError> {
     let host = log.host();
     let mut number = 0;
     for attempt in 0..TRIES {
@@ -184,15 +235,9 @@ pub(crate) async fn change(log: &Log, from: Term, why: &str) -> Result<Arc<Decid
             number,
             proposer: host.random.id(),
         };
-        let accepted = known
-            .standings
-            .iter()
-            .any(|standing| standing.accepted.is_some());
-        if !accepted {
-            // Before anything is promised or sealed: can it succeed at all?
-            second_look(log, &known.decided.layout).await?;
-        }
-        match propose(log, &known.decided, rank, why).await {
+        // Before anything is promised or sealed: who is really gone, and can it succeed at all?
+        let absent = second_look(log, &known.decided.layout, change).await?;
+        match propose(log, &known.decided, rank, change, &absent, why).await {
             Ok(decided) => {
                 finish(log, &decided).await?;
                 return Ok(Arc::new(decided));
@@ -218,7 +263,14 @@ impl<E: Into<ChangeError>> From<E> for Step {
 }
 
 /// One pass of Paxos over the term after `previous`.
-async fn propose(log: &Log, previous: &Decided, rank: Rank, why: &str) -> Result<Decided, Step> {
+async fn propose(
+    log: &Log,
+    previous: &Decided,
+    rank: Rank,
+    change: &Change,
+    absent: &Absent,
+    why: &str,
+) -> Result<Decided, Step> {
     let old = &previous.layout;
     let term = old.term.next();
     let promises = ask_all(log, previous, term, &LayoutRequest::Prepare { rank }).await?;
@@ -232,7 +284,7 @@ async fn propose(log: &Log, previous: &Decided, rank: Rank, why: &str) -> Result
     // An accepted layout may be decided already (H21): it is finished, and nothing of it is used before.
     let layout = match accepted {
         Some((_, layout)) => *layout,
-        None => compute(log, old, term, why).await?,
+        None => compute(log, old, term, change, absent, why).await?,
     };
     let request = LayoutRequest::Propose {
         rank,
@@ -263,63 +315,126 @@ async fn propose(log: &Log, previous: &Decided, rank: Rank, why: &str) -> Result
     Ok(decided)
 }
 
-/// Looks whether a change can succeed, before anything is sealed: seals stop service, so a wrong suspicion ends here.
-async fn second_look(log: &Log, old: &Layout) -> Result<(), ChangeError> {
-    let units = join_all(
-        old.units
-            .iter()
-            .map(|unit| present(log, unit, Kind::LogUnit)),
-    )
-    .await;
-    let missing = old
+/// Servers that are gone, as a majority of the layout servers confirms.
+#[derive(Debug, Default)]
+struct Absent {
+    units: BTreeSet<Identity>,
+    sequencers: BTreeSet<Identity>,
+}
+
+/// Looks who is really gone, and whether a change can succeed, before anything is sealed: seals stop service, so a wrong
+/// suspicion ends here.
+async fn second_look(log: &Log, old: &Layout, change: &Change) -> Result<Absent, ChangeError> {
+    let mut absent = Absent::default();
+    let units = old
         .units
         .iter()
-        .zip(&units)
-        .filter(|(_, found)| found.is_err());
-    let missing: Vec<String> = missing.map(|(unit, _)| unit.name.to_string()).collect();
-    if !missing.is_empty() {
-        return Err(PlanError::Missing(missing).into());
+        .filter(|unit| !change.leave.contains(&unit.identity));
+    let found = units.map(|unit| async move {
+        let silent = present(log, unit, Kind::LogUnit).await.is_err();
+        (
+            unit,
+            silent,
+            silent && opinion::confirmed(log, old, unit, Kind::LogUnit).await,
+        )
+    });
+    for (unit, silent, confirmed) in join_all(found).await {
+        if confirmed {
+            absent.units.insert(unit.identity);
+        } else if silent && !is_closed_only(old, unit) {
+            return Err(ChangeError::Unconfirmed(unit.name.to_string()));
+        }
+    }
+    for chain in &old.open_segment().chains {
+        if chain.units.iter().all(|unit| absent.units.contains(unit)) {
+            let units = old.units_of(chain).map(|unit| unit.name.to_string());
+            return Err(PlanError::Missing(units.collect()).into());
+        }
     }
     let sequencers = std::iter::once(&old.sequencer).chain(&old.standbys);
-    let found = join_all(sequencers.map(|server| present(log, server, Kind::Sequencer))).await;
-    if found.iter().all(Result::is_err) {
-        return Err(ChangeError::NoSequencer(
-            found
-                .into_iter()
-                .filter_map(Result::err)
-                .map(|failure| failure.to_string())
-                .collect(),
-        ));
+    let found = join_all(
+        sequencers
+            .map(|server| async move { (server, present(log, server, Kind::Sequencer).await) }),
+    )
+    .await;
+    if found.iter().all(|(_, found)| found.is_err()) {
+        let silent = found.into_iter().filter_map(|(_, found)| found.err());
+        let silent = silent.map(|failure| failure.to_string());
+        return Err(ChangeError::NoSequencer(silent.collect()));
     }
-    Ok(())
+    for (server, found) in &found {
+        if found.is_ok() {
+            continue;
+        }
+        if opinion::confirmed(log, old, server, Kind::Sequencer).await {
+            absent.sequencers.insert(server.identity);
+        } else if server.identity == old.sequencer.identity {
+            return Err(ChangeError::Unconfirmed(server.name.to_string()));
+        }
+    }
+    Ok(absent)
+}
+
+/// Whether only closed segments name the unit: nothing waits for it, and it stays listed while it is needed.
+fn is_closed_only(layout: &Layout, unit: &Server) -> bool {
+    let mut open = layout.open_segment().chains.iter();
+    !open.any(|chain| chain.units.contains(&unit.identity))
 }
 
 /// Seals the term and computes its layout from the answers (C7).
-async fn compute(log: &Log, old: &Layout, term: Term, why: &str) -> Result<Layout, Step> {
-    let seals = join_all(old.units.iter().map(|unit| seal_unit(log, unit, term))).await;
-    let (mut units, mut errors) = (BTreeMap::new(), vec![]);
-    for sealed in seals {
-        match sealed {
+async fn compute(
+    log: &Log,
+    old: &Layout,
+    term: Term,
+    change: &Change,
+    absent: &Absent,
+    why: &str,
+) -> Result<Layout, Step> {
+    let is_absent = |server: &&Server| absent.units.contains(&server.identity);
+    let new = change.join.iter().map(|(_, unit)| unit);
+    let new = new
+        .chain(change.replace.values())
+        .chain(change.chains.iter().flatten())
+        .chain(&change.spares);
+    let all = old.units.iter().chain(&old.spares).chain(new);
+    let asked = all.filter(|unit| !is_absent(unit));
+    let seals = join_all(asked.map(|unit| async move { (unit, seal_unit(log, unit, term).await) }));
+    let mut units = BTreeMap::new();
+    for (unit, sealed) in seals.await {
+        let failure = match sealed {
             Ok(sealed) => {
                 units.insert(sealed.identity, sealed);
+                continue;
             }
-            Err(Failure::Refused {
-                refusal: Refusal::StaleTerm { .. },
-                ..
-            }) => return Err(Step::Again),
-            Err(failure) => errors.push(failure),
+            Err(failure) => failure,
+        };
+        if matches!(failure.refusal(), Some(Refusal::StaleTerm { .. })) {
+            return Err(Step::Again);
+        }
+        tracing::info!(%failure, %term, "a unit could not be sealed");
+        let must = old.unit(unit.identity).is_some() && !change.leave.contains(&unit.identity);
+        if must && !is_closed_only(old, unit) {
+            // It was there a moment ago, and nobody has confirmed that it is gone: whoever tries next asks again.
+            return Err(PlanError::Missing(vec![unit.name.to_string()]).into());
         }
     }
-    for failure in &errors {
-        tracing::info!(%failure, %term, "a unit could not be sealed");
-    }
+    let whole = whole(log, old, term, change, &units).await;
     // The old sequencer's counter, if it still has one; and the first of the sequencers that answers issues next.
-    let (mut counter, mut next, mut silent) = (None, None, vec![]);
-    for server in std::iter::once(&old.sequencer).chain(&old.standbys) {
+    let wanted = change.sequencer.as_ref();
+    let mut sequencers: Vec<&Server> = std::iter::once(&old.sequencer)
+        .chain(&old.standbys)
+        .collect();
+    sequencers.sort_by_key(|server| wanted != Some(&server.name));
+    let (mut counter, mut first, mut silent) = (None, None, vec![]);
+    for server in sequencers {
+        if absent.sequencers.contains(&server.identity) {
+            silent.push(format!("{} is down", server.name));
+            continue;
+        }
         match seal_sequencer(log, server, term).await {
             Ok((present, sealed)) => {
                 counter = counter.max(sealed);
-                next.get_or_insert(present);
+                first.get_or_insert(present);
             }
             Err(Failure::Refused {
                 refusal: Refusal::StaleTerm { .. },
@@ -328,14 +443,101 @@ async fn compute(log: &Log, old: &Layout, term: Term, why: &str) -> Result<Layou
             Err(failure) => silent.push(failure.to_string()),
         }
     }
-    let next = next.ok_or(ChangeError::NoSequencer(silent))?;
-    let origin = Origin {
+    let first = first.ok_or(ChangeError::NoSequencer(silent))?;
+    let seals = Seals {
+        units,
+        counter,
+        whole,
+    };
+    let mut layout = next(old, change, &seals, &first, Origin::default())?;
+    layout.origin = Origin {
         by: log.caller().name.to_string(),
         why: why.to_owned(),
-        change: format!("same servers; {} issues positions", next.name),
+        change: changed(old, &layout),
         at_ms: log.host().clock.wall_ms(),
     };
-    Ok(restarted(old, &Seals { units, counter }, &next, origin)?)
+    Ok(layout)
+}
+
+/// What is different, in a few words.
+fn changed(old: &Layout, new: &Layout) -> String {
+    let names = |of: &Layout, not: &Layout| -> Vec<String> {
+        let units = of.units.iter();
+        let gone = units.filter(|unit| not.unit(unit.identity).is_none());
+        gone.map(|unit| unit.name.to_string()).collect()
+    };
+    let open = |layout: &Layout| -> BTreeSet<Identity> {
+        let chains = layout.open_segment().chains.iter();
+        chains
+            .flat_map(|chain| chain.units.iter().copied())
+            .collect()
+    };
+    let mut words = vec![];
+    for (units, verb) in [(names(new, old), "added"), (names(old, new), "removed")] {
+        if !units.is_empty() {
+            words.push(format!("{} {verb}", units.join(", ")));
+        }
+    }
+    let (before, after) = (open(old), open(new));
+    let left: Vec<String> = before
+        .difference(&after)
+        .filter_map(|unit| new.unit(*unit).map(|unit| unit.name.to_string()))
+        .collect();
+    if !left.is_empty() {
+        words.push(format!("{} kept for what is closed only", left.join(", ")));
+    }
+    if words.is_empty() {
+        words.push("same servers".to_owned());
+    }
+    words.push(format!("{} issues positions", new.sequencer.name));
+    let mut text = words.join("; ");
+    while text.len() > TEXT_BYTES_MAX {
+        text.pop();
+    }
+    text
+}
+
+/// Which units hold every position of the closed chains that lose somebody, or get somebody (P3, P6).
+async fn whole(
+    log: &Log,
+    old: &Layout,
+    term: Term,
+    change: &Change,
+    sealed: &BTreeMap<Identity, Sealed>,
+) -> BTreeSet<(Position, usize, Identity)> {
+    let mut questions = vec![];
+    for segment in old.segments.iter().filter(|segment| segment.end.is_some()) {
+        for (number, chain) in segment.chains.iter().enumerate() {
+            let key = (segment.start, number);
+            let stays = |unit: &Identity| sealed.contains_key(unit) && !change.leave.contains(unit);
+            let listed = change.list.iter().filter(|(at, of, _)| (*at, *of) == key);
+            let listed = listed.map(|(_, _, unit)| *unit);
+            let loses = !chain.units.iter().all(stays);
+            let members = chain.units.iter().copied().filter(|_| loses);
+            for unit in members.chain(listed).filter(stays) {
+                questions.push((key, segment.stripes(number), unit));
+            }
+        }
+    }
+    let answers = questions
+        .into_iter()
+        .map(|((start, number), stripes, unit)| async move {
+            let listed = old.unit(unit)?;
+            let server = present(log, listed, Kind::LogUnit).await.ok()?;
+            let request = UnitRequest::Settled { stripes };
+            let calls = &log.shared.calls;
+            match calls
+                .unit(&server, term, request, Payload::new())
+                .await
+                .ok()?
+            {
+                (UnitReply::Settled(mark), _) if stripes.run_from(mark).is_none() => {
+                    Some((start, number, unit))
+                }
+                _ => None,
+            }
+        });
+    join_all(answers).await.into_iter().flatten().collect()
 }
 
 /// Sends `request` to every layout server of `previous`; a majority must agree.
@@ -421,7 +623,11 @@ async fn teach(log: &Log, server: &Server, newest: Option<Term>, upto: &Decided)
         .await;
 }
 
-async fn describe(log: &Log, server: &Server, kind: Kind) -> Result<Description, Failure> {
+pub(super) async fn describe(
+    log: &Log,
+    server: &Server,
+    kind: Kind,
+) -> Result<Description, Failure> {
     log.shared.calls.describe(&peer(server, kind)).await
 }
 
@@ -494,8 +700,11 @@ pub(crate) async fn finish(log: &Log, decided: &Decided) -> Result<(), ChangeErr
             }
         }
     });
-    for result in join_all(announced).await {
-        result?;
+    for (unit, result) in layout.units.iter().zip(join_all(announced).await) {
+        // Who holds nothing but closed ranges may be silent: it is listed for what only it may hold.
+        if !is_closed_only(layout, unit) {
+            result?;
+        }
     }
     bootstrap(log, decided).await?;
     let (restorer, decided) = (log.clone(), decided.clone());
@@ -540,26 +749,27 @@ async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
         return Ok(());
     }
     let mut tails: BTreeMap<StreamId, Before> = BTreeMap::new();
-    for unit in join_all(
-        layout
-            .units
-            .iter()
-            .map(|unit| stream_tails(log, unit, layout.term)),
-    )
-    .await
-    {
-        for (stream, last) in unit? {
+    // Below here, what a silent unit may hold is in no other tail (H39).
+    let mut doubt = Position::FIRST;
+    let units = layout.units.iter();
+    let told = join_all(units.map(|unit| stream_tails(log, unit, layout.term))).await;
+    for (unit, told) in layout.units.iter().zip(told) {
+        let told = match told {
+            Err(_) if is_closed_only(layout, unit) => {
+                doubt = doubt.max(last_of(layout, unit));
+                continue;
+            }
+            told => told?,
+        };
+        for (stream, last) in told {
             merge(
                 tails.entry(stream).or_insert_with(|| Before::Known(vec![])),
                 last,
             );
         }
     }
-    let complete = layout
-        .segments
-        .iter()
-        .flat_map(|segment| &segment.chains)
-        .all(|chain| !chain.unreachable);
+    tails.values_mut().for_each(|tail| doubt_below(tail, doubt));
+    let complete = doubt == Position::FIRST;
     let driver = log.host().random.id();
     let tails: Vec<StreamTail> = tails
         .into_iter()
@@ -626,6 +836,29 @@ async fn stream_tails(
     Err(unexpected(unit.name.as_str()))
 }
 
+/// Where the last closed segment ends that names `unit`.
+fn last_of(layout: &Layout, unit: &Server) -> Position {
+    let segments = layout.segments.iter();
+    let naming = segments.filter(|segment| {
+        let mut chains = segment.chains.iter();
+        chains.any(|chain| chain.units.contains(&unit.identity))
+    });
+    naming
+        .filter_map(|segment| segment.end)
+        .max()
+        .unwrap_or_default()
+}
+
+/// Makes a tail unknown unless all K positions of it lie at or above `doubt`.
+fn doubt_below(tail: &mut Before, doubt: Position) {
+    if let Before::Known(known) = tail
+        && doubt > Position::FIRST
+        && !(known.len() >= BACKPOINTERS && known.iter().all(|position| *position >= doubt))
+    {
+        *tail = Before::Unknown;
+    }
+}
+
 /// The last K positions that either knows. Where one does not know, nobody does.
 fn merge(into: &mut Before, other: Before) {
     match (&mut *into, other) {
@@ -687,5 +920,22 @@ mod tests {
         merge(&mut tail, Before::Unknown);
         merge(&mut tail, known(&[11]));
         assert_eq!(tail, Before::Unknown);
+    }
+
+    /// H39: a silent unit of a closed range may hold positions of any stream.
+    #[test]
+    fn a_tail_that_reaches_below_what_a_silent_unit_may_hold_is_unknown() {
+        let known =
+            |positions: &[u64]| Before::Known(positions.iter().map(|p| Position(*p)).collect());
+        for (tail, doubt, sure) in [
+            (known(&[9, 8, 7, 6]), 6, true),
+            (known(&[9, 8, 7, 6]), 7, false),
+            (known(&[9, 8, 7]), 5, false),
+            (known(&[]), 0, true),
+        ] {
+            let mut doubted = tail.clone();
+            doubt_below(&mut doubted, Position(doubt));
+            assert_eq!(doubted, if sure { tail } else { Before::Unknown });
+        }
     }
 }

@@ -12,14 +12,15 @@
 
 mod drive;
 mod genesis;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "evictions ask for opinions; no change evicts yet")
-)]
+mod heal;
 mod opinion;
 mod plan;
 
-pub(crate) use drive::change;
-pub use drive::{ChangeError, mend, rebuild};
+pub(crate) use drive::make;
+pub use drive::{ChangeError, change, mend, rebuild};
 pub use genesis::{Genesis, InitError, init};
-pub use plan::{PlanError, Seals, restarted};
+pub use heal::{Gap, gaps, heal, may_take_spares};
+pub use plan::{Change, PlanError, Seals, next};
+
+#[cfg(test)]
+mod tests;

@@ -92,6 +92,14 @@ fn heard(server: &Server, answer: Result<LayoutReply, Failure>) -> Opinion {
     }
 }
 
+/// Whether a majority of the layout servers does not reach `of` either.
+pub(crate) async fn confirmed(log: &Log, layout: &Layout, of: &Server, kind: Kind) -> bool {
+    let opinions = opinions(log, layout, of, kind).await;
+    let verdict = verdict(&opinions);
+    tracing::info!(server = %of.name, ?verdict, "a second opinion");
+    verdict == Verdict::Confirmed
+}
+
 #[cfg(test)]
 mod tests {
     use milonga_wire::{Refusal, Role};

@@ -46,6 +46,15 @@ impl Unit {
         }
     }
 
+    /// A unit that no layout has named yet.
+    pub(super) fn blank(server: Server) -> Self {
+        Self {
+            announced: None,
+            member_from: None,
+            ..Self::member(server)
+        }
+    }
+
     pub(super) fn restart(&mut self, incarnation: Incarnation) {
         self.server.incarnation = incarnation;
         self.announced = None;

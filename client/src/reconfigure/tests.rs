@@ -1,0 +1,194 @@
+//! Units that die, leave, join and are copied to, on a cluster in memory.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use milonga_wire::{Position, Request, Role, Server, Span, UnitRequest};
+
+use super::*;
+use crate::log::Log;
+use crate::testing::{Cluster, Fault, Gate, once};
+
+async fn fill_up(log: &Log, from: u8, to: u8) {
+    for number in from..to {
+        log.append(vec![number], &[]).await.unwrap();
+    }
+}
+
+/// The records of the whole log, in order.
+async fn records(log: &Log) -> Vec<Bytes> {
+    let all = Span::new(Position::FIRST, Position(u64::MAX));
+    let entries = log.read_range(all).await.unwrap();
+    entries
+        .iter()
+        .filter_map(|entry| entry.payload().cloned())
+        .collect()
+}
+
+fn numbers(to: u8) -> Vec<Bytes> {
+    (0..to).map(|number| Bytes::from(vec![number])).collect()
+}
+
+fn dead(cluster: &Cluster, name: &str) {
+    let name = name.to_owned();
+    cluster.rule(move |server, _| (server == name).then_some(Fault::Down));
+}
+
+fn open(cluster: &Cluster) -> Vec<String> {
+    let layout = cluster.layout();
+    let chain = &layout.open_segment().chains[0];
+    layout
+        .units_of(chain)
+        .map(|unit| unit.name.to_string())
+        .collect()
+}
+
+async fn with_spare(cluster: &Cluster) -> (Log, Server) {
+    let log = cluster.client(Role::Control);
+    let spare = cluster.add_unit("s-0");
+    let ready = Change {
+        spares: vec![spare.clone()],
+        ..Change::default()
+    };
+    change(&log, &ready, "a spare came").await.unwrap();
+    (log, spare)
+}
+
+/// Whichever unit of a chain dies, appends go on without it, and nothing that was acknowledged is lost.
+#[tokio::test(start_paused = true)]
+async fn appends_go_on_when_any_one_unit_of_a_chain_dies() {
+    for name in ["u-00", "u-01", "u-02"] {
+        let cluster = Cluster::new(1, 3, 1);
+        let log = cluster.client(Role::Control);
+        fill_up(&log, 0, 10).await;
+        dead(&cluster, name);
+        fill_up(&log, 10, 20).await;
+
+        assert_eq!(open(&cluster).len(), 2, "{name}");
+        assert!(!open(&cluster).contains(&name.to_owned()));
+        assert_eq!(records(&log).await, numbers(20), "{name}");
+    }
+}
+
+/// A unit that dies while an append is half way down its chain: the append is there once.
+#[tokio::test(start_paused = true)]
+async fn an_append_that_is_half_way_down_when_a_unit_dies_is_there_once() {
+    for name in ["u-00", "u-01", "u-02"] {
+        let cluster = Cluster::new(1, 3, 1);
+        let log = cluster.client(Role::Control);
+        fill_up(&log, 0, 3).await;
+        let gate = Gate::new();
+        cluster.rule(once("u-01", "write", Fault::Hold(gate.clone())));
+        let writer = log.clone();
+        let half = tokio::spawn(async move { writer.append(vec![3], &[]).await });
+        gate.arrived().await;
+        dead(&cluster, name);
+        gate.open();
+        half.await.unwrap().unwrap();
+        fill_up(&log, 4, 6).await;
+        assert_eq!(records(&log).await, numbers(6), "{name}");
+    }
+}
+
+/// The chain is as long as before at once; what was closed before is copied while appends go on, and then listed.
+#[tokio::test(start_paused = true)]
+async fn a_spare_takes_a_dead_units_place_and_is_copied_to() {
+    let cluster = Cluster::new(1, 3, 1);
+    let (log, spare) = with_spare(&cluster).await;
+    fill_up(&log, 0, 30).await;
+    cluster.burn(&log, 3, &[]).await;
+    dead(&cluster, "u-01");
+    fill_up(&log, 30, 40).await;
+    assert_eq!(open(&cluster), ["u-00", "u-02", "s-0"]);
+    assert!(cluster.slot("s-0", 5).is_none());
+
+    heal(&log, "a test").await.unwrap();
+    fill_up(&log, 40, 50).await;
+    let layout = cluster.layout();
+    assert_eq!(gaps(&layout), []);
+    let first = &layout.segments[0].chains[0];
+    assert!(first.units.contains(&spare.identity) && first.units.len() == 3);
+    for position in 0..30 {
+        assert_eq!(
+            cluster.slot("s-0", position),
+            cluster.slot("u-00", position)
+        );
+    }
+    assert_eq!(records(&log).await, numbers(50));
+    assert_eq!(heal(&log, "again").await.unwrap(), None);
+
+    // It carries the log alone, if it has to.
+    dead(&cluster, "u-00");
+    fill_up(&log, 50, 55).await;
+    dead(&cluster, "u-02");
+    fill_up(&log, 55, 60).await;
+    assert_eq!(records(&log).await, numbers(60));
+}
+
+/// A copy that was cut off goes on where it ended: nothing is read twice.
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_was_cut_off_goes_on_where_it_ended() {
+    let cluster = Cluster::new(1, 2, 1);
+    let log = cluster.client(Role::Control);
+    let many: Vec<Bytes> = (0..3_000_u32)
+        .map(|n| Bytes::from(n.to_le_bytes().to_vec()))
+        .collect();
+    log.append_batch(&many, &[]).await.unwrap();
+    let (_, spare) = with_spare(&cluster).await;
+    dead(&cluster, "u-01");
+    fill_up(&log, 0, 1).await;
+    assert_eq!(open(&cluster), ["u-00", "s-0"]);
+
+    let is_copy = |request: &Request| {
+        matches!(
+            request,
+            Request::Unit(UnitRequest::Write {
+                kind: milonga_wire::WriteKind::Copy,
+                ..
+            })
+        )
+    };
+    let mut copies = 0;
+    cluster.rule(move |server, request| {
+        copies += u32::from(server == "s-0" && is_copy(request));
+        (copies == 2).then_some(Fault::Down)
+    });
+    heal(&log, "a test").await.unwrap_err();
+    cluster.heal();
+    dead(&cluster, "u-01");
+    cluster.forget();
+    heal(&log, "a test").await.unwrap().unwrap();
+    assert_eq!(cluster.count(|seen| is_copy(&seen.request)), 2);
+    let first = cluster.layout().segments[0].chains[0].clone();
+    assert!(first.units.contains(&spare.identity));
+}
+
+/// A unit leaves by hand only if the others have everything; a chain of one keeps its unit.
+#[tokio::test(start_paused = true)]
+async fn a_unit_leaves_by_hand_and_the_last_one_does_not() {
+    let cluster = Cluster::new(1, 2, 1);
+    let log = cluster.client(Role::Control);
+    fill_up(&log, 0, 5).await;
+    let leave = |name: &str| {
+        let layout = cluster.layout();
+        let unit = layout.units.iter().find(|unit| unit.name.as_str() == name);
+        Change {
+            leave: BTreeSet::from([unit.unwrap().identity]),
+            ..Change::default()
+        }
+    };
+    change(&log, &leave("u-00"), "a test").await.unwrap();
+    assert_eq!(open(&cluster), ["u-01"]);
+    let term = cluster.layout().term;
+    let refused = change(&log, &leave("u-01"), "a test").await;
+    assert!(
+        matches!(
+            refused,
+            Err(ChangeError::Plan(PlanError::NoCompleteUnit { .. }))
+        ),
+        "{refused:?}"
+    );
+    fill_up(&log, 5, 8).await;
+    assert_eq!(records(&log).await, numbers(8));
+    assert!(cluster.layout().term >= term);
+}
