@@ -445,12 +445,17 @@ impl Ended {
             .unknown
             .iter()
             .filter_map(|placed| placed.within(from as u32, to as u32))
+            .map(|placed| Placed {
+                record: placed.record - from as u32,
+                ..placed
+            })
             .collect();
         if !placed.is_empty() {
             return Err(AppendError::Unknown {
                 saved: Box::new(SavedAppend {
                     session: self.session,
                     request: self.request,
+                    first: from as u32,
                     placed,
                 }),
                 positions: positions.to_vec(),

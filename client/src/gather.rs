@@ -129,6 +129,7 @@ pub(crate) async fn append(
             saved: Box::new(SavedAppend {
                 session: log.session(),
                 request: 0,
+                first: 0,
                 placed: vec![],
             }),
             positions: vec![None; records.len()],
@@ -335,7 +336,7 @@ mod tests {
         else {
             panic!("not unknown");
         };
-        assert_eq!(saved.placed, [at(13, 3, 1)]);
+        assert_eq!((saved.first, saved.placed), (3, vec![at(13, 0, 1)]));
         assert_eq!(positions, [None, Some(Position(14))]);
         assert!(matches!(ended.part(4, 6), Err(AppendError::Partly { .. })));
     }

@@ -18,7 +18,7 @@ pub struct Placed {
     pub term: Term,
     /// The position of the first record.
     pub first: Position,
-    /// The number of the first record.
+    /// The number of the first record, counted in its append.
     pub record: u32,
     /// How many.
     pub count: u32,
@@ -44,13 +44,15 @@ impl Placed {
 }
 
 /// An append whose outcome is not known yet: enough to find out, from any process. Printed and read as text:
-/// `session-request@term:first+count/record`, the last part repeated for records that lie elsewhere.
+/// `session-request[.first]@term:first+count/record`, the last part repeated for records that lie elsewhere.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SavedAppend {
     /// The client session that appended.
     pub session: Session,
     /// Which append of that session.
     pub request: u64,
+    /// What its first record is numbered in its stamps: not 0 if appends before it shared its run.
+    pub first: u32,
     /// Where its records may be.
     pub placed: Vec<Placed>,
 }
@@ -69,6 +71,9 @@ pub enum Resumed {
 impl fmt::Display for SavedAppend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.session, self.request)?;
+        if self.first > 0 {
+            write!(f, ".{}", self.first)?;
+        }
         for placed in &self.placed {
             write!(
                 f,
@@ -87,18 +92,25 @@ impl FromStr for SavedAppend {
         let parse = || {
             let mut parts = text.split('@');
             let (session, request) = parts.next()?.split_once('-')?;
+            let (request, first) = request.split_once('.').unwrap_or((request, "0"));
             let placed = parts.map(parse_placed).collect::<Option<Vec<_>>>()?;
             let saved = Self {
                 session: session.parse().ok()?,
                 request: request.parse().ok()?,
+                first: first.parse().ok()?,
                 placed,
             };
-            (!saved.placed.is_empty()).then_some(saved)
+            let mut placed = saved.placed.iter();
+            let fits = placed.all(|placed| {
+                let last = placed.record + placed.count;
+                saved.first.checked_add(last).is_some()
+            });
+            (fits && !saved.placed.is_empty()).then_some(saved)
         };
         parse().ok_or_else(|| milonga_wire::InvalidName {
             text: text.chars().take(80).collect(),
             what: "saved append",
-            expected: "session-request@term:first+count/record",
+            expected: "session-request[.first]@term:first+count/record",
         })
     }
 }
@@ -135,7 +147,7 @@ impl Log {
             let stamp = Stamp {
                 session: saved.session,
                 request: saved.request,
-                record: placed.record,
+                record: saved.first + placed.record,
             };
             let resolved = self.resolve(*placed, stamp).await?;
             outcomes.extend((placed.record..).zip(resolved));
@@ -242,15 +254,22 @@ mod tests {
         let saved = SavedAppend {
             session: Session([1; 16]),
             request: 9,
+            first: 0,
             placed: vec![placed(7), placed(90)],
+        };
+        let shared = SavedAppend {
+            first: 4,
+            ..saved.clone()
         };
 
         assert_eq!(saved.to_string().parse::<SavedAppend>(), Ok(saved));
+        assert_eq!(shared.to_string().parse::<SavedAppend>(), Ok(shared));
         for bad in [
             "",
             "x",
             "00-1@1:2+3/4",
             "01010101010101010101010101010101-1@1:2+0/4",
+            "01010101010101010101010101010101-1.4294967295@1:2+1/4",
         ] {
             assert!(bad.parse::<SavedAppend>().is_err(), "{bad}");
         }

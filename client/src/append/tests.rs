@@ -257,6 +257,7 @@ async fn what_was_trimmed_meanwhile_stays_unknown() {
     let saved = SavedAppend {
         session: log.session(),
         request: 0,
+        first: 0,
         placed: vec![placed],
     };
     assert_eq!(
