@@ -335,7 +335,7 @@ impl Tail {
 /// The last positions of every stream (X1).
 #[derive(Debug, Default)]
 pub(super) struct Tails {
-    tails: BTreeMap<StreamId, Tail>,
+    last: BTreeMap<StreamId, Tail>,
     /// Whether any was dropped, or what was kept of trimmed streams is lost.
     forgetful: bool,
     /// While loading: the lowest position of each stream, and what came before it.
@@ -345,7 +345,7 @@ pub(super) struct Tails {
 impl Tails {
     /// One position, told by a file at opening; `before` with the lowest of the file.
     fn load(&mut self, stream: StreamId, position: Position, before: Option<&Before>) {
-        self.tails.entry(stream).or_default().put(position);
+        self.last.entry(stream).or_default().put(position);
         if let Some(before) = before {
             let lowest = self.lowest.entry(stream);
             let lowest = lowest.or_insert_with(|| (position, before.clone()));
@@ -359,7 +359,7 @@ impl Tails {
     pub(super) fn loaded(&mut self) {
         for (stream, (_, before)) in std::mem::take(&mut self.lowest) {
             if self.forgetful
-                && let Some(tail) = self.tails.get_mut(&stream)
+                && let Some(tail) = self.last.get_mut(&stream)
             {
                 tail.extend(&before);
             }
@@ -378,8 +378,8 @@ impl Tails {
 
     /// A new entry's link.
     pub(super) fn put(&mut self, stream: StreamId, position: Position, before: &Before) {
-        let fresh = !self.tails.contains_key(&stream);
-        let tail = self.tails.entry(stream).or_default();
+        let fresh = !self.last.contains_key(&stream);
+        let tail = self.last.entry(stream).or_default();
         tail.put(position);
         if fresh && self.forgetful {
             tail.extend(before);
@@ -388,25 +388,25 @@ impl Tails {
 
     /// Whether any of the last positions of any stream lies within `span`.
     pub(super) fn any_within(&self, span: Span) -> bool {
-        let mut positions = self.tails.values().flat_map(|tail| &tail.positions);
+        let mut positions = self.last.values().flat_map(|tail| &tail.positions);
         positions.any(|position| span.contains(*position))
     }
 
     /// Drops streams that end below `trimmed`, the lowest first, until there are no more than `count_max` in all (T6).
     pub(super) fn shed(&mut self, trimmed: Position, count_max: usize) {
-        let excess = self.tails.len().saturating_sub(count_max);
+        let excess = self.last.len().saturating_sub(count_max);
         if excess == 0 {
             return;
         }
         let ends = self
-            .tails
+            .last
             .iter()
             .map(|(stream, tail)| (tail.newest(), *stream));
         let mut ended: Vec<(Position, StreamId)> =
             ends.filter(|(newest, _)| *newest < trimmed).collect();
         ended.sort_unstable();
         for (_, stream) in ended.iter().take(excess) {
-            self.tails.remove(stream);
+            self.last.remove(stream);
             self.forgetful = true;
         }
     }
@@ -415,7 +415,7 @@ impl Tails {
     pub(super) fn encode_below(&self, upto: Position, out: &mut Vec<u8>) -> u64 {
         let mut count = 0;
         let reaches = |tail: &Tail| tail.unknown || tail.positions.iter().any(|at| *at < upto);
-        for (stream, tail) in self.tails.iter().filter(|(_, tail)| reaches(tail)) {
+        for (stream, tail) in self.last.iter().filter(|(_, tail)| reaches(tail)) {
             out.extend_from_slice(&stream.0);
             let unknown = if tail.unknown { UNKNOWN } else { 0 };
             out.push(tail.positions.len() as u8 | unknown);
@@ -440,7 +440,7 @@ impl Tails {
                 return None;
             }
             let mut position = take_varint(&mut bytes)?;
-            let tail = self.tails.entry(stream).or_default();
+            let tail = self.last.entry(stream).or_default();
             tail.put(Position(position));
             for _ in 1..held {
                 position = position.checked_sub(take_varint(&mut bytes)?)?;
@@ -459,7 +459,7 @@ impl Tails {
     ) -> (Vec<(StreamId, Before)>, bool) {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, Excluded);
-        let mut kept = self.tails.range((from, Unbounded));
+        let mut kept = self.last.range((from, Unbounded));
         let page = kept
             .by_ref()
             .take(count_max)
@@ -469,6 +469,6 @@ impl Tails {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.tails.len()
+        self.last.len()
     }
 }
