@@ -120,13 +120,15 @@ impl<'a> OneChain<'a> {
             .unwrap_or_else(|| self.tail())
     }
 
-    /// Whether `error`, met by a write, shows that no unit got it: the head refused, or was not reached.
+    /// Whether `error`, met by a write, shows that no unit got it: the head refused, or was not reached. A head whose disk
+    /// failed proves nothing: what it was writing may be found after its restart (H30).
     pub(crate) fn is_untouched(&self, error: &ChainError) -> bool {
         let ChainError::Unit(failure) = error else {
             return false;
         };
         let is_definite = match failure {
-            Failure::Refused { .. } | Failure::Call(CallError::NotSent { .. }) => true,
+            Failure::Refused { refusal, .. } => !matches!(refusal, Refusal::DiskFailed { .. }),
+            Failure::Call(CallError::NotSent { .. }) => true,
             Failure::Call(_) => false,
         };
         is_definite && failure.server().as_ref() == Some(&self.head().name)

@@ -6,11 +6,11 @@ mod common;
 use std::io;
 
 use common::*;
-use milonga_host::MemoryDisk;
 use milonga_host::memory_disk::{Operation, Outcome};
+use milonga_host::{MemoryDisk, Random};
 use milonga_logunit::storage::{Change, CommitError, ReadError, Room, Slot, Storage};
 use milonga_logunit::store::inspect::{inspect, walk};
-use milonga_logunit::store::{OpenError, Store};
+use milonga_logunit::store::{OpenError, Options, Store};
 use milonga_wire::{Before, Holder, Position, Stripes, Term};
 
 fn fail_syncs(disk: &MemoryDisk) {
@@ -493,10 +493,9 @@ fn a_swapped_file_is_not_believed() {
     assert!(!open(&copy).durable().synced, "a file is missing");
 }
 
-/// X1: tails are what was put, through files and reopening; trimmed entries that were forgotten are made up for by what
-/// the lowest entry says came before it, or it says that it cannot tell.
+/// X1: tails are what was put, through trims, files and reopening, whatever entries say came before them.
 #[test]
-fn stream_tails_survive_trims_or_say_that_they_do_not_know() {
+fn stream_tails_survive_trims() {
     let known = |positions: &[u64]| Before::Known(positions.iter().map(|p| Position(*p)).collect());
     let disk = disk(8);
     let mut store = open(&disk);
@@ -539,6 +538,7 @@ fn stream_tails_survive_trims_or_say_that_they_do_not_know() {
         [
             (stream_id(1), known(&[300, 1])),
             (stream_id(2), known(&[301, 2])),
+            (stream_id(3), known(&[3])),
             (stream_id(4), known(&[302])),
         ]
     );
@@ -546,7 +546,8 @@ fn stream_tails_survive_trims_or_say_that_they_do_not_know() {
         after,
         [
             (stream_id(1), known(&[300, 1])),
-            (stream_id(2), Before::Unknown),
+            (stream_id(2), known(&[301, 2])),
+            (stream_id(3), known(&[3])),
             (stream_id(4), known(&[302])),
         ]
     );
@@ -555,6 +556,152 @@ fn stream_tails_survive_trims_or_say_that_they_do_not_know() {
         store.stream_positions(stream_id(1), span(0, 999), 9),
         (vec![Position(300)], None)
     );
+}
+
+/// X1, T5: a stream all of which was trimmed keeps its last positions when its files are freed, again and again, or its
+/// next entry would name nothing before it, and be read as its first.
+#[test]
+fn a_stream_all_of_which_was_trimmed_is_not_taken_for_a_new_one() {
+    let disk = disk(8);
+    let mut store = open(&disk);
+    let mut expected = vec![];
+    for round in 0..6_u64 {
+        let (stream, first) = (round as u8 + 1, 300 * round);
+        let before: Vec<u64> = (0..round % 2).map(|back| first - 300 - back).collect();
+        let number = if round % 2 == 0 { stream } else { stream - 1 };
+        store.commit(&[in_stream(first, number, &before)]).unwrap();
+        for position in first + 1..first + 300 {
+            store.commit(&[entry(position, 1, 200)]).unwrap();
+        }
+        if round % 2 == 0 {
+            expected.push((stream_id(number), Before::Known(vec![Position(first)])));
+        } else {
+            let last = vec![Position(first), Position(first - 300)];
+            expected.last_mut().unwrap().1 = Before::Known(last);
+        }
+        store
+            .commit(&[Change::Trim(Position(first + 200))])
+            .unwrap();
+        tidy(&mut store);
+        assert_eq!(store.stream_tails(None, 9).0, expected);
+        drop(store);
+        disk.kill();
+        store = open(&disk);
+        assert_eq!(store.stream_tails(None, 9).0, expected, "round {round}");
+    }
+}
+
+/// T5: what is kept of trimmed streams is bounded, the stream trimmed first goes first; and as long as a stream is
+/// missing, so many others are told of that no sequencer believes them to be all.
+#[test]
+fn of_too_many_trimmed_streams_the_oldest_are_dropped() {
+    let disk = disk(8);
+    let options = Options {
+        streams_kept: 3,
+        ..options()
+    };
+    let open = || Store::open(disk.attach(), options.clone(), &Random::seeded(7)).unwrap();
+    let mut store = open();
+    for position in 0..5 {
+        store
+            .commit(&[in_stream(position, 9 - position as u8, &[])])
+            .unwrap();
+    }
+    for position in 5..600 {
+        store.commit(&[entry(position, 1, 200)]).unwrap();
+    }
+    store.commit(&[Change::Trim(Position(500))]).unwrap();
+    tidy(&mut store);
+    let known = |position| Before::Known(vec![Position(position)]);
+    let kept = [
+        (stream_id(5), known(4)),
+        (stream_id(6), known(3)),
+        (stream_id(7), known(2)),
+    ];
+    assert_eq!(store.stream_tails(None, 9).0, kept);
+    drop(store);
+
+    // One that was dropped and goes on says what its entry says, or that it does not know.
+    let mut store = open();
+    assert_eq!(store.stream_tails(None, 9).0, kept);
+    store
+        .commit(&[in_stream(600, 9, &[0]), linked(601, 8, Before::Unknown)])
+        .unwrap();
+    let again = [
+        (stream_id(8), Before::Unknown),
+        (
+            stream_id(9),
+            Before::Known(vec![Position(600), Position(0)]),
+        ),
+    ];
+    for _ in 0..2 {
+        assert_eq!(store.stream_tails(None, 9).0[3..], again);
+        drop(store);
+        store = open();
+    }
+}
+
+/// X1: a unit whose file of trimmed streams is damaged says so, knows what its entries tell, and guesses nothing.
+#[test]
+fn a_damaged_file_of_trimmed_streams_is_noticed_and_not_believed() {
+    let disk = disk(8);
+    let mut store = open(&disk);
+    let first = [
+        in_stream(0, 1, &[]),
+        in_stream(1, 2, &[]),
+        in_stream(2, 3, &[]),
+    ];
+    store.commit(&first).unwrap();
+    for position in 3..600 {
+        store.commit(&[entry(position, 1, 200)]).unwrap();
+    }
+    let last = [in_stream(600, 2, &[1]), linked(601, 3, Before::Unknown)];
+    store.commit(&last).unwrap();
+    store.commit(&[Change::Trim(Position(500))]).unwrap();
+    tidy(&mut store);
+    drop(store);
+    assert_eq!(inspect(&*disk.attach(), false).unwrap().violations, []);
+    disk.flip("streams", 90, 4);
+
+    let report = inspect(&*disk.attach(), false).unwrap();
+    assert_eq!(report.violations.len(), 1);
+    assert_eq!(report.violations[0].file, "streams");
+    let store = open(&disk);
+    assert!(!store.durable().synced);
+    let known = Before::Known(vec![Position(600), Position(1)]);
+    assert_eq!(
+        store.stream_tails(None, 9).0,
+        [(stream_id(2), known), (stream_id(3), Before::Unknown)]
+    );
+}
+
+/// T5: to free a file takes room for what is left of its streams; a full disk finds it.
+#[test]
+fn a_full_disk_is_trimmed_and_keeps_the_tails_of_streams() {
+    for slack in 0..6_u64 {
+        let disk = MemoryDisk::new(3 * FILE_BYTES + 8_192 + slack * 2_048);
+        let mut store = open(&disk);
+        store.commit(&[in_stream(0, 1, &[])]).unwrap();
+        let mut position = 1;
+        while store.room() > Room::None {
+            store.commit(&[entry(position, 1, 400)]).unwrap();
+            position += 1;
+            store.housekeep();
+        }
+        store.commit(&[Change::Trim(Position(position))]).unwrap();
+        tidy(&mut store);
+        assert!(store.room() > Room::None, "{slack}");
+        for next in position..position + 20 {
+            store.commit(&[entry(next, 1, 400)]).unwrap();
+        }
+        drop(store);
+        let tails = open(&disk).stream_tails(None, 9).0;
+        assert_eq!(
+            tails,
+            [(stream_id(1), Before::Known(vec![Position(0)]))],
+            "{slack}"
+        );
+    }
 }
 
 /// What maps allow must not be different from what reads allow; and a process that died with maps starts without.
@@ -746,7 +893,8 @@ fn a_crash_between_any_two_steps_of_tidying_up_leaves_no_damage() {
     for steps in 0..40_u32 {
         let disk = disk(8);
         let mut store = open(&disk);
-        for position in 0..120 {
+        store.commit(&[in_stream(0, 1, &[])]).unwrap();
+        for position in 1..120 {
             store.commit(&[entry(position, 1, 500)]).unwrap();
         }
         store.commit(&[Change::Trim(Position(70))]).unwrap();
@@ -773,5 +921,11 @@ fn a_crash_between_any_two_steps_of_tidying_up_leaves_no_damage() {
         let store = open(&disk);
         assert!(store.durable().synced, "{steps}");
         assert_eq!(store.run(span(70, 500)), (Slot::Data, span(70, 120)));
+        let tails = store.stream_tails(None, 9).0;
+        assert_eq!(
+            tails,
+            [(stream_id(1), Before::Known(vec![Position(0)]))],
+            "{steps}"
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use milonga_wire::limits::STREAMS_PER_ENTRY_MAX;
+use milonga_wire::limits::{STREAMS_MAX, STREAMS_PER_ENTRY_MAX};
 use milonga_wire::{Address, ServerName};
 use serde::Deserialize;
 
@@ -123,12 +123,12 @@ impl TryFrom<Settings> for Config {
         }
         let layout = layout.into_iter().map(|text| address("layout", text));
         let streams_max = settings.streams_max.unwrap_or(Self::STREAMS_MAX);
-        let streams = (STREAMS_PER_ENTRY_MAX as u32)..=(1 << 30);
+        let streams = (STREAMS_PER_ENTRY_MAX as u32)..=STREAMS_MAX;
         within(
             "streams-max",
             streams.contains(&streams_max),
             &streams_max,
-            "64 to 1073741824",
+            "64 to 1048576",
         )?;
         let confirm_ms = settings
             .confirm_ms

@@ -24,6 +24,9 @@ pub const STREAMS_PER_ENTRY_MAX: usize = 64;
 pub const BACKPOINTERS: usize = 4;
 /// Stream tails in one page.
 pub const STREAM_TAILS_PAGE_MAX: u32 = 4_096;
+/// Streams that a sequencer remembers at most. A log unit remembers more, trimmed ones too, before it drops any: so a
+/// sequencer that is told of all that a unit remembers knows, by having to drop some itself, that they may not be all.
+pub const STREAMS_MAX: u32 = 1 << 20;
 /// How far above the larger of its highest position and the announced segment start a unit takes a write.
 pub const WINDOW_POSITIONS: u64 = 1 << 24;
 /// Positions that one fill request may cover.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::TEXT_BYTES_MAX;
 use crate::{ClusterId, Decided, Identity, Incarnation, Position, Rank, Role, Span, Term};
 
-/// Why a server did not do what was asked. A refused request has had no effect.
+/// Why a server did not do what was asked. A refused request has had no effect, but for [`Refusal::DiskFailed`].
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// The request names another cluster.
@@ -119,7 +119,8 @@ pub enum Refusal {
     /// No room for deciding data. Reads, trims and what is already decided go on.
     #[error("the disk of this unit is full; trim the log or add space")]
     DiskFull,
-    /// A write or sync failed before; the unit refuses writes until it is restarted.
+    /// A write or sync failed, this one or one before; the unit refuses writes until it is restarted. What it was asked to
+    /// write may be on its disk all the same, and be found after the restart.
     #[error("the disk of this server failed ({why}); check it, then restart the server")]
     DiskFailed {
         /// The first failure.

@@ -422,6 +422,23 @@ async fn an_append_that_never_reached_the_head_is_not_appended() {
     );
 }
 
+/// H30: what a failing disk was writing may be found after a restart.
+#[tokio::test(start_paused = true)]
+async fn an_append_at_a_head_whose_disk_failed_is_not_proved_to_be_lost() {
+    let cluster = Cluster::new(1, 2, 1);
+    let log = cluster.client_with(Role::Writer, hasty());
+    cluster.rule(|server, request| {
+        let why = "a test".to_owned();
+        match request.verb() {
+            "write" if server == "u-00" => Some(Fault::Refuse(Refusal::DiskFailed { why })),
+            "read" => Some(Fault::LoseRequest),
+            _ => None,
+        }
+    });
+    let told = log.append("a", &[]).await;
+    assert!(matches!(told, Err(AppendError::Unknown { .. })), "{told:?}");
+}
+
 /// A deadline that is not kept is none: everything that is still tried after it fits into a quarter of it.
 #[tokio::test(start_paused = true)]
 async fn an_append_ends_soon_after_its_deadline_whoever_is_silent() {

@@ -1,8 +1,10 @@
 //! Reads: holes, ends and spreading, on a cluster in memory.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use milonga_wire::{Report, Role, Term, UnitRequest};
+use milonga_wire::{Report, Request, Role, Term, UnitRequest};
 
 use super::*;
 use crate::options::Options;
@@ -30,6 +32,38 @@ async fn a_reader_that_loses_the_race_to_fill_reads_the_winner() {
 
     let entry = reading.await.unwrap().unwrap();
     assert_eq!(entry.payload().unwrap(), "a");
+}
+
+/// 5.2: a hole that could not be settled is no junk yet: at the head its writer may still win, and below it nobody else
+/// would be told the same.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_could_not_settle_a_hole_does_not_call_it_junk() {
+    for (unit, written) in [("u-00", true), ("u-01", false)] {
+        let cluster = Cluster::new(1, 2, 1);
+        let (writer, reader) = (cluster.client(Role::Writer), cluster.client(Role::Writer));
+        let (gate, is_cut_off) = (Gate::new(), Arc::new(AtomicBool::new(true)));
+        let (held, fails) = (gate.clone(), Arc::clone(&is_cut_off));
+        cluster.rule(move |server, request| match request {
+            Request::Unit(UnitRequest::Write { .. }) => Some(Fault::Hold(held.clone())),
+            Request::Unit(UnitRequest::Fill(_)) if server == unit => {
+                fails.load(Ordering::Relaxed).then_some(Fault::LoseRequest)
+            }
+            _ => None,
+        });
+        let writing = tokio::spawn(async move { writer.append("a", &[]).await });
+        gate.arrived().await;
+
+        let early = reader.read(Position(0)).await;
+        assert!(matches!(early, Err(ReadError::Unavailable(_))), "{early:?}");
+        let early = reader.read_range(all()).await;
+        assert!(matches!(early, Err(ReadError::Unavailable(_))), "{early:?}");
+
+        is_cut_off.store(false, Ordering::Relaxed);
+        gate.open();
+        let _ = writing.await.unwrap();
+        let entry = reader.read(Position(0)).await.unwrap();
+        assert_eq!(entry.payload().is_some(), written, "{entry:?}");
+    }
 }
 
 /// C4: what only the head has is completed before it is read.

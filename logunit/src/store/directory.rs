@@ -10,6 +10,10 @@ use super::scan::read;
 
 pub(super) const IDENTITY: &str = "identity";
 const IDENTITY_NEW: &str = "identity.new";
+/// What is kept of trimmed streams.
+pub(super) const KEPT: &str = "streams";
+/// The same, not finished.
+pub(super) const KEPT_NEW: &str = "streams.new";
 /// There while a process has files mapped: found at opening, that process died.
 pub(super) const MAPPING: &str = "mapping";
 /// Made by some file systems.
@@ -108,7 +112,15 @@ impl OpenError {
 
 /// Whether a name that is no file's of data belongs here all the same.
 pub(super) fn is_known(name: &str) -> bool {
-    [IDENTITY, IDENTITY_NEW, MAPPING, NOT_OURS_TO_MIND].contains(&name)
+    [
+        IDENTITY,
+        IDENTITY_NEW,
+        KEPT,
+        KEPT_NEW,
+        MAPPING,
+        NOT_OURS_TO_MIND,
+    ]
+    .contains(&name)
 }
 
 /// What a name in the directory means.

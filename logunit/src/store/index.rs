@@ -200,8 +200,13 @@ impl Index {
 
     /// All files are there, and this is the trim point.
     pub(super) fn loaded(&mut self, trimmed: Position) {
-        self.tails.loaded(trimmed);
+        self.tails.loaded();
         self.trim(trimmed);
+    }
+
+    /// The last positions of every stream.
+    pub(super) fn tails(&mut self) -> &mut Tails {
+        &mut self.tails
     }
 
     /// A file that will be written.
@@ -224,8 +229,7 @@ impl Index {
         self.growing(place.file)
             .put_record(position, place.slot, links);
         for link in links {
-            self.tails
-                .put(link.stream, position, &link.before, self.trimmed);
+            self.tails.put(link.stream, position, &link.before);
         }
         if !self.junk.is_empty() {
             self.junk.remove(Span::one(position));
@@ -271,7 +275,6 @@ impl Index {
             files.retain(|file| *file != number);
         }
         self.pages.retain(|_, files| !files.is_empty());
-        self.tails.forget(self.trimmed);
         self.entered = None;
     }
 
@@ -426,7 +429,7 @@ impl Index {
         after: Option<StreamId>,
         count_max: usize,
     ) -> (Vec<(StreamId, Before)>, bool) {
-        self.tails.page(after, count_max, self.trimmed)
+        self.tails.page(after, count_max)
     }
 
     pub(super) fn stream_positions(

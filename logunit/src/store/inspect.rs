@@ -17,8 +17,10 @@ use super::footer::Summary;
 use super::format::{
     BatchHead, FORMAT_VERSION, Key, Kind, Listed, Owner, PAGE, State, read_file_header,
 };
+use super::kept;
 use super::recovery::Scanned;
 use super::scan::{Found, Scanner, Step, read};
+use super::streams::Tails;
 
 /// What a directory holds, and what is wrong with it.
 #[derive(Clone, Debug, Serialize)]
@@ -205,6 +207,10 @@ impl<'a> Inspection<'a> {
         }
         self.report.files.reverse();
         self.missing();
+        let kept = kept::load(self.disk, self.owner, &self.names, &mut Tails::default())?;
+        if let Err(why) = kept {
+            self.violation(directory::KEPT, 0, why.to_string());
+        }
         let state = self.state;
         self.report.term = state.term;
         self.report.trimmed = state.trimmed;

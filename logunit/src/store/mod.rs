@@ -19,6 +19,7 @@ mod footer;
 mod format;
 mod index;
 pub mod inspect;
+mod kept;
 mod recovery;
 mod scan;
 mod slots;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use milonga_host::{Disk, Random};
+use milonga_wire::limits::STREAMS_MAX;
 use milonga_wire::{
     Before, ClusterId, EntryHead, Held, Holder, Identity, Payload, Position, ServerName, Span,
     StreamId, Stripes,
@@ -44,6 +46,7 @@ use crate::storage::{Change, CommitError, Durable, ReadError, Room, Slot, Storag
 use file::{DataFile, Window, zeros};
 use format::{ALIGN, Draft, Key, Kind, Listed, Owner, PAGE, RECORD_HEAD, RecordHead, State};
 use index::{Index, Place};
+use kept::Kept;
 use space::Space;
 
 /// How a store is opened.
@@ -57,6 +60,8 @@ pub struct Options {
     pub file_bytes: u64,
     /// Files kept back for what is decided already, fills, seals and trims. Larger together than what is in flight.
     pub reserve_files: usize,
+    /// Streams remembered at least, though all of their entries were trimmed (T6). More than any sequencer remembers.
+    pub streams_kept: usize,
     /// Whether closed files are read through maps. (After a process that had maps died, they are read for damage first.)
     pub map: bool,
     /// Records that one call of [`Storage::housekeep`] verifies.
@@ -71,6 +76,7 @@ impl Options {
             name,
             file_bytes: 64 << 20,
             reserve_files: 2,
+            streams_kept: STREAMS_MAX as usize + 1,
             map: true,
             scrub_records: 64,
         }
@@ -115,6 +121,7 @@ pub struct Store {
     /// The first failure (T1).
     failed: Option<String>,
     space: Space,
+    kept: Kept,
     draft: Draft,
     window: Window,
     scrub: Scrub,
@@ -177,6 +184,7 @@ impl Store {
             synced: found.synced,
             failed: None,
             space,
+            kept: found.kept,
             draft: Draft::default(),
             window: Window::default(),
         })

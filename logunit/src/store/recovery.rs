@@ -28,6 +28,7 @@ use super::format::{
     ALIGN, BadFile, FORMAT_VERSION, Key, Kind, Owner, PAGE, State, read_file_header,
 };
 use super::index::{FileIndex, Index};
+use super::kept::{self, Kept};
 use super::scan::{Found, Scanner, Step, read};
 
 /// Everything found in a directory.
@@ -46,6 +47,8 @@ pub(super) struct Recovered {
     pub(super) synced: bool,
     /// The highest number that any data file has.
     pub(super) number: u64,
+    /// What is kept of trimmed streams.
+    pub(super) kept: Kept,
 }
 
 /// A data file whose header is its own.
@@ -108,6 +111,7 @@ pub(super) fn recover(
         sequence: 0,
         synced: true,
         number: numbers.last().copied().unwrap_or(0),
+        kept: Kept::default(),
     };
     let mut candidates = Vec::new();
     for number in &numbers {
@@ -134,6 +138,9 @@ pub(super) fn recover(
         recovered.take(key, file, scanned, newest)?;
     }
     recovered.miss_files();
+    let (kept, is_sound) = kept::recover(disk, owner, names, &mut recovered.index)?;
+    recovered.kept = kept;
+    recovered.synced &= is_sound;
     let state = recovered.state;
     recovered.index.loaded(state.trimmed);
     Ok(recovered)

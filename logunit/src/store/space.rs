@@ -3,6 +3,7 @@
 use std::io;
 
 use milonga_host::Disk;
+use milonga_wire::Position;
 
 use super::directory::Name;
 use super::file::{DataFile, Footer, Spare};
@@ -129,7 +130,8 @@ impl Space {
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
+/// Whether the disk has no room.
+pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
@@ -202,6 +204,25 @@ impl Store {
         spare.begin(&*self.disk, self.owner, key).map(Some)
     }
 
+    /// Removes a file that is not in use, if there is one.
+    pub(super) fn give_up(&mut self) -> io::Result<bool> {
+        if self.space.spares.is_empty() {
+            self.space.spares.extend(self.space.preparing.take());
+        }
+        if self.space.spares.is_empty()
+            && let Some(ready) = self.space.next.take()
+        {
+            self.put_back(ready)?;
+        }
+        let Some(Spare { name, file, .. }) = self.space.spares.pop() else {
+            return Ok(false);
+        };
+        drop(file);
+        self.disk.remove(&name)?;
+        self.disk.sync_names()?;
+        Ok(true)
+    }
+
     /// A data file without a batch becomes a spare one again.
     fn put_back(&mut self, file: DataFile) -> io::Result<()> {
         let name = self.space.spare_name();
@@ -222,8 +243,8 @@ impl Store {
         Ok(self.free_one()? || self.prepare()? || self.close_one()? || self.reserve()?)
     }
 
-    /// Frees a file whose positions are all trimmed (T3).
-    fn free_one(&mut self) -> io::Result<bool> {
+    /// The oldest file whose positions are all trimmed (T3), and its end.
+    fn trimmed_file(&self) -> Option<(u64, Position)> {
         let newest = self.files.keys().next_back().copied();
         let with_batch = self.files.iter().rfind(|(_, file)| file.summary.last > 0);
         let state_at = with_batch
@@ -231,11 +252,20 @@ impl Store {
             .max(self.current)
             .or(newest);
         let trimmed = self.state.trimmed;
-        let freed = self.files.keys().copied().find(|number| {
-            let index = self.index.file(*number);
-            Some(*number) < state_at && index.is_some_and(|index| index.end <= trimmed)
-        });
-        let Some(number) = freed else {
+        let older = self.files.keys().copied();
+        older
+            .take_while(|number| Some(*number) < state_at)
+            .filter_map(|number| Some((number, self.index.file(number)?.end)))
+            .find(|(_, end)| *end <= trimmed)
+    }
+
+    /// Frees a file whose positions are all trimmed (T3), once what is left of its streams is kept (T5).
+    fn free_one(&mut self) -> io::Result<bool> {
+        let trimmed = self.trimmed_file();
+        if self.keep_streams(trimmed.map(|(_, end)| end))? {
+            return Ok(true);
+        }
+        let Some((number, _)) = trimmed else {
             return Ok(false);
         };
         let mut file = self.files.remove(&number).expect("it was just found");

@@ -1,13 +1,13 @@
 //! Which positions belong to which stream: per file, and the last ones of each over all files. Pure.
 //!
-//! - X1 A stream's tail holds the last K positions of it that this store was given, as long as one of them is kept.
-//!   Where trimmed ones were forgotten, what the lowest kept entry says came before it takes their place; where that
-//!   is not known either, the tail says so.
+//! - X1 A stream's tail holds the last K positions of it that this store was given, trimmed or not (T5). Where some were
+//!   forgotten all the same (T6), what its lowest entry says came before it takes their place; where that is not known
+//!   either, the tail says so.
 
 use std::collections::BTreeMap;
 
 use milonga_wire::limits::BACKPOINTERS;
-use milonga_wire::{Before, Position, StreamId};
+use milonga_wire::{Before, Position, Span, StreamId};
 use smallvec::SmallVec;
 
 use super::format::{array, decode_before, encode_before, u32_at, u64_at};
@@ -279,7 +279,10 @@ impl Streams {
     }
 }
 
-/// The last positions of one stream, newest first.
+/// The flag of a tail whose past is unknown, where tails are written.
+const UNKNOWN: u8 = 0x80;
+
+/// The last positions of one stream, newest first; at least one.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 struct Tail {
     positions: SmallVec<[Position; BACKPOINTERS]>,
@@ -308,9 +311,16 @@ impl Tail {
                 for position in positions {
                     self.put(*position);
                 }
+                // Fewer than K stand there only if there never were more (8.1).
+                self.unknown = false;
             }
             Before::Unknown => self.unknown = true,
         }
+    }
+
+    fn newest(&self) -> Position {
+        let newest = self.positions.first();
+        *newest.expect("a tail begins with a position")
     }
 
     fn before(&self) -> Before {
@@ -325,15 +335,17 @@ impl Tail {
 /// The last positions of every stream (X1).
 #[derive(Debug, Default)]
 pub(super) struct Tails {
-    tails: BTreeMap<StreamId, Tail>,
-    /// While loading: the lowest position of each short stream, and what came before it.
+    last: BTreeMap<StreamId, Tail>,
+    /// Whether any was dropped, or what was kept of trimmed streams is lost.
+    forgetful: bool,
+    /// While loading: the lowest position of each stream, and what came before it.
     lowest: BTreeMap<StreamId, (Position, Before)>,
 }
 
 impl Tails {
     /// One position, told by a file at opening; `before` with the lowest of the file.
     fn load(&mut self, stream: StreamId, position: Position, before: Option<&Before>) {
-        self.tails.entry(stream).or_default().put(position);
+        self.last.entry(stream).or_default().put(position);
         if let Some(before) = before {
             let lowest = self.lowest.entry(stream);
             let lowest = lowest.or_insert_with(|| (position, before.clone()));
@@ -343,41 +355,100 @@ impl Tails {
         }
     }
 
-    /// All files have told what they hold: what was forgotten below `trimmed` is made up for.
-    pub(super) fn loaded(&mut self, trimmed: Position) {
+    /// All files have told what they hold: what was forgotten is made up for.
+    pub(super) fn loaded(&mut self) {
         for (stream, (_, before)) in std::mem::take(&mut self.lowest) {
-            if trimmed > Position::FIRST
-                && let Some(tail) = self.tails.get_mut(&stream)
+            if self.forgetful
+                && let Some(tail) = self.last.get_mut(&stream)
             {
                 tail.extend(&before);
             }
         }
-        self.forget(trimmed);
+    }
+
+    /// Whether a stream may have been forgotten.
+    pub(super) fn is_forgetful(&self) -> bool {
+        self.forgetful
+    }
+
+    /// Streams may have been forgotten.
+    pub(super) fn forget(&mut self) {
+        self.forgetful = true;
     }
 
     /// A new entry's link.
-    pub(super) fn put(
-        &mut self,
-        stream: StreamId,
-        position: Position,
-        before: &Before,
-        trimmed: Position,
-    ) {
-        let fresh = !self.tails.contains_key(&stream);
-        let tail = self.tails.entry(stream).or_default();
+    pub(super) fn put(&mut self, stream: StreamId, position: Position, before: &Before) {
+        let fresh = !self.last.contains_key(&stream);
+        let tail = self.last.entry(stream).or_default();
         tail.put(position);
-        if fresh && trimmed > Position::FIRST {
+        if fresh && self.forgetful {
             tail.extend(before);
         }
     }
 
-    /// Drops the streams of which nothing is kept: no position at or above the trim point is theirs.
-    pub(super) fn forget(&mut self, trimmed: Position) {
-        self.tails.retain(|_, tail| {
-            tail.positions
-                .first()
-                .is_some_and(|newest| *newest >= trimmed)
-        });
+    /// Whether any of the last positions of any stream lies within `span`.
+    pub(super) fn any_within(&self, span: Span) -> bool {
+        let mut positions = self.last.values().flat_map(|tail| &tail.positions);
+        positions.any(|position| span.contains(*position))
+    }
+
+    /// Drops streams that end below `trimmed`, the lowest first, until there are no more than `count_max` in all (T6).
+    pub(super) fn shed(&mut self, trimmed: Position, count_max: usize) {
+        let excess = self.last.len().saturating_sub(count_max);
+        if excess == 0 {
+            return;
+        }
+        let ends = self
+            .last
+            .iter()
+            .map(|(stream, tail)| (tail.newest(), *stream));
+        let mut ended: Vec<(Position, StreamId)> =
+            ends.filter(|(newest, _)| *newest < trimmed).collect();
+        ended.sort_unstable();
+        for (_, stream) in ended.iter().take(excess) {
+            self.last.remove(stream);
+            self.forgetful = true;
+        }
+    }
+
+    /// Appends the tails that reach below `upto`. Returns how many.
+    pub(super) fn encode_below(&self, upto: Position, out: &mut Vec<u8>) -> u64 {
+        let mut count = 0;
+        let reaches = |tail: &Tail| tail.unknown || tail.positions.iter().any(|at| *at < upto);
+        for (stream, tail) in self.last.iter().filter(|(_, tail)| reaches(tail)) {
+            out.extend_from_slice(&stream.0);
+            let unknown = if tail.unknown { UNKNOWN } else { 0 };
+            out.push(tail.positions.len() as u8 | unknown);
+            put_varint(out, tail.newest().0);
+            for pair in tail.positions.windows(2) {
+                put_varint(out, pair[0].since(pair[1]));
+            }
+            count += 1;
+        }
+        count
+    }
+
+    /// Takes over `count` tails that [`Tails::encode_below`] wrote; none if they make no sense. Files have told before
+    /// what they hold.
+    pub(super) fn decode_below(&mut self, mut bytes: &[u8], count: u64) -> Option<()> {
+        for _ in 0..count {
+            let stream = StreamId(array(bytes.get(..16)?, 0));
+            let flags = *bytes.get(16)?;
+            bytes = &bytes[17..];
+            let held = usize::from(flags & !UNKNOWN);
+            if held == 0 || held > BACKPOINTERS {
+                return None;
+            }
+            let mut position = take_varint(&mut bytes)?;
+            let tail = self.last.entry(stream).or_default();
+            tail.put(Position(position));
+            for _ in 1..held {
+                position = position.checked_sub(take_varint(&mut bytes)?)?;
+                tail.put(Position(position));
+            }
+            tail.unknown |= flags & UNKNOWN != 0 && tail.positions.len() < BACKPOINTERS;
+        }
+        bytes.is_empty().then_some(())
     }
 
     /// A page of them, in the order of ids; and whether there are more.
@@ -385,15 +456,10 @@ impl Tails {
         &self,
         after: Option<StreamId>,
         count_max: usize,
-        trimmed: Position,
     ) -> (Vec<(StreamId, Before)>, bool) {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, Excluded);
-        let mut kept = self.tails.range((from, Unbounded)).filter(|(_, tail)| {
-            tail.positions
-                .first()
-                .is_some_and(|newest| *newest >= trimmed)
-        });
+        let mut kept = self.last.range((from, Unbounded));
         let page = kept
             .by_ref()
             .take(count_max)
@@ -403,6 +469,6 @@ impl Tails {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.tails.len()
+        self.last.len()
     }
 }

@@ -26,10 +26,7 @@ pub async fn audit(world: &World, workload: &Workload, cluster: &Cluster) {
     let history = workload.history.operations();
     let mut violations = invariants::check(&history);
     violations.extend(open_ends(&history, auditors));
-    violations.extend(invariants::streams::check_links(
-        &workload.history.links(),
-        &history,
-    ));
+    violations.extend(invariants::streams::check_links(&workload.history.links()));
     for violation in violations {
         world.violation(violation);
     }
