@@ -49,8 +49,8 @@ pub enum ChangeError {
     #[error(transparent)]
     Unproved(#[from] InvalidLayout),
     /// A chain refused, or did not answer, while a range was copied.
-    #[error(transparent)]
-    Chain(#[from] ChainError),
+    #[error("a range could not be copied: {0}; try again")]
+    Copy(String),
     /// A copy goes no further.
     #[error("{unit} lacks position {position} after it was copied; look at its log")]
     Stuck {
@@ -80,6 +80,12 @@ pub enum ChangeError {
         /// What the others said.
         why: Vec<String>,
     },
+}
+
+impl From<ChainError> for ChangeError {
+    fn from(error: ChainError) -> Self {
+        Self::Copy(error.to_string())
+    }
 }
 
 /// What a look at all servers of the newest layout shows.
