@@ -21,6 +21,8 @@ struct Mark {
     learnt: Moment,
     /// Since when the tail has said the same.
     since: Moment,
+    /// Somebody settles what keeps it down.
+    is_pushed: bool,
 }
 
 /// The marks this client knows.
@@ -45,7 +47,8 @@ impl Marks {
             .is_none_or(|mark| clock.now().since(mark.learnt) > REFRESH)
     }
 
-    /// Remembers what the tail of `chain` said. Says whether it has said the same for `long`, and counts from now again if so.
+    /// Remembers what the tail of `chain` said. Says whether it has said the same for `long` and nobody settles what keeps it
+    /// down: the caller does, then says [`Marks::pushed`]. One at a time, or a hole that cannot be settled yet draws a crowd.
     pub(crate) fn note(
         &self,
         layout: &Layout,
@@ -60,14 +63,24 @@ impl Marks {
         let same = marks.get(&key).filter(|mark| mark.position == position);
         let since = same.map_or(learnt, |mark| mark.since);
         let is_stuck = learnt.since(since) >= long;
+        let was_pushed = marks.get(&key).is_some_and(|mark| mark.is_pushed);
         let mark = Mark {
             units: units(layout, chain),
             position,
             learnt,
             since: if is_stuck { learnt } else { since },
+            is_pushed: is_stuck || was_pushed,
         };
         marks.insert(key, mark);
-        is_stuck
+        is_stuck && !was_pushed
+    }
+
+    /// Nobody settles what keeps the mark of `key` down any more.
+    pub(crate) fn pushed(&self, key: ChainKey) {
+        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mark) = marks.get_mut(&key) {
+            mark.is_pushed = false;
+        }
     }
 }
 
@@ -103,5 +116,25 @@ mod tests {
         assert_eq!(of(&cluster.next_term().await), Position(7));
         cluster.restart_unit("u-00");
         assert_eq!(of(&cluster.next_term().await), Position::FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_a_mark_down_is_settled_by_one_at_a_time() {
+        let cluster = Cluster::new(1, 2, 1);
+        let log = cluster.client(Role::Reader);
+        let (marks, clock) = (Marks::default(), &log.host().clock);
+        let key = (Position::FIRST, 0, 1, 1);
+        let layout = cluster.layout();
+        let chain = &layout.segments[0].chains[0];
+        let note = |position| marks.note(&layout, chain, key, position, clock, REFRESH);
+        assert!(!note(Position(7)));
+        clock.sleep(REFRESH).await;
+        assert!(note(Position(7)));
+        clock.sleep(REFRESH).await;
+        assert!(!note(Position(7)), "somebody is at it");
+        marks.pushed(key);
+        assert!(!note(Position(8)), "it moved");
+        clock.sleep(REFRESH).await;
+        assert!(note(Position(8)));
     }
 }

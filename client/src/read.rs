@@ -271,24 +271,29 @@ impl Log {
         let Ok(mark) = self.chain(layout, chain).settled(stripes).await else {
             return;
         };
-        let is_stuck = marks.note(layout, chain, key, mark, clock, self.options.hole_wait_max);
+        if !marks.note(layout, chain, key, mark, clock, self.options.hole_wait_max) {
+            return;
+        }
         let is_hole = |end: ConfirmedEnd| mark < end.end;
-        if is_stuck && self.options.settle && self.confirmed(layout.term).is_some_and(is_hole) {
-            self.host().tasks.spawn(self.clone().settle_from(mark));
+        if self.options.settle && self.confirmed(layout.term).is_some_and(is_hole) {
+            self.host().tasks.spawn(self.clone().push_mark(key, mark));
+        } else {
+            marks.pushed(key);
         }
     }
 
-    /// Reads from a hole that nobody has asked for on, which settles it: else it would keep every later read at the tail.
-    fn settle_from(self, hole: Position) -> BoxFuture<'static, ()> {
+    /// Reads from the hole that keeps the mark of `key` down, which settles it: else every later read went to the tail.
+    fn push_mark(self, key: ChainKey, hole: Position) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             for number in 0..STUCK_ROUNDS {
                 let start = hole.plus(number * ROUND_POSITIONS);
                 let round = Span::new(start, start.plus(ROUND_POSITIONS));
                 match self.read_some(round).await {
                     Ok(entries) if entries.len() as u64 == ROUND_POSITIONS => {}
-                    Ok(_) | Err(_) => return,
+                    Ok(_) | Err(_) => break,
                 }
             }
+            self.shared.marks.pushed(key);
         })
     }
 }
