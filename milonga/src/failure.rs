@@ -255,12 +255,15 @@ impl From<CallError> for Failure {
 impl From<ChangeError> for Failure {
     fn from(error: ChangeError) -> Self {
         let code = match &error {
-            ChangeError::Plan(PlanError::TooManySegments) => Code::Failed,
+            ChangeError::Plan(PlanError::TooManySegments | PlanError::Refused(_))
+            | ChangeError::Stuck { .. } => Code::Failed,
             ChangeError::Server(failure) => code_of_server(failure),
             ChangeError::Plan(_)
             | ChangeError::Layouts(_)
             | ChangeError::NoSequencer(_)
             | ChangeError::Outranked
+            | ChangeError::Copy(_)
+            | ChangeError::Unconfirmed(_)
             | ChangeError::Unproved(_)
             | ChangeError::NoMajority { .. } => Code::Unavailable,
         };
