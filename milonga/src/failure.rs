@@ -104,7 +104,7 @@ fn code_of(refusal: &Refusal) -> Code {
         | Refusal::Outranked { .. }
         | Refusal::Decided { .. }
         | Refusal::Behind { .. } => Code::Unavailable,
-        Refusal::AlreadyInitialised => Code::Conflict,
+        Refusal::AlreadyInitialised | Refusal::InUse { .. } => Code::Conflict,
         Refusal::WrongCluster { .. }
         | Refusal::WrongServer { .. }
         | Refusal::WrongRole { .. }
