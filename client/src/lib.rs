@@ -32,6 +32,7 @@ mod options;
 mod producer;
 mod read;
 pub mod reconfigure;
+mod repair;
 mod resume;
 mod settle;
 mod streams;

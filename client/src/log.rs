@@ -61,6 +61,8 @@ pub(crate) struct Shared {
     mended: AtomicU64,
     /// When this client last reported a server it suspects.
     suspected: Mutex<Option<Moment>>,
+    /// When it last told of damage.
+    pub(crate) damage_told: Mutex<Option<Moment>>,
     pub(crate) turns: AtomicU64,
     pub(crate) gathering: Gathering,
 }
@@ -87,6 +89,7 @@ impl Log {
             mending: tokio::sync::Mutex::new(()),
             mended: AtomicU64::new(0),
             suspected: Mutex::new(None),
+            damage_told: Mutex::new(None),
             turns: AtomicU64::new(0),
             gathering: Gathering::default(),
         };

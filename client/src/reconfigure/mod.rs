@@ -15,12 +15,16 @@ mod genesis;
 mod heal;
 mod opinion;
 mod plan;
+mod reset;
 
 pub(crate) use drive::make;
 pub use drive::{ChangeError, change, mend, rebuild};
 pub use genesis::{Genesis, InitError, init};
 pub use heal::{Gap, gaps, heal, may_take_spares};
 pub use plan::{Change, PlanError, Seals, next};
+pub use reset::{Reset, ResetError, reset_left_unit};
+
+pub use crate::repair::{RepairError, Repaired, repair};
 
 #[cfg(test)]
 mod tests;
