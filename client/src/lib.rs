@@ -40,6 +40,7 @@ mod streams;
 mod testing;
 mod trim;
 mod trouble;
+pub mod verify;
 
 pub use append::{AppendError, Appended};
 pub use calls::Failure as ServerFailure;

@@ -408,13 +408,12 @@ impl Store {
                 scrubbed.done = true;
                 break;
             };
-            match self.fetch_data(position, true, true) {
-                Ok((_, bytes)) => scrubbed.bytes += bytes.len() as u64,
-                Err(_) => {
-                    scrubbed.bytes += RECORD_HEAD as u64;
-                    scrubbed.damaged += 1;
-                    self.scrub.clean = false;
-                }
+            if let Ok((_, bytes)) = self.fetch_data(position, true, true) {
+                scrubbed.bytes += bytes.len() as u64;
+            } else {
+                scrubbed.bytes += RECORD_HEAD as u64;
+                scrubbed.damaged += 1;
+                self.scrub.clean = false;
             }
             self.scrub.at = position.next();
             if scrubbed.bytes >= bytes_max {
