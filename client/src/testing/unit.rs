@@ -178,9 +178,12 @@ impl Unit {
                     && !self.entries.contains_key(position)
                     && self.is_unknown(*position)
             });
-        let answer = |position: Position| match self.damaged.contains(&position) {
-            true => Answer::Damaged(Span::one(position)),
-            false => Answer::Unknown(Span::one(position)),
+        let answer = |position: Position| {
+            if self.damaged.contains(&position) {
+                Answer::Damaged(Span::one(position))
+            } else {
+                Answer::Unknown(Span::one(position))
+            }
         };
         let spans = lacks.map(answer).collect();
         Ok(UnitReply::Lacking { spans, next: None })

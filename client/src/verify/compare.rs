@@ -177,6 +177,8 @@ pub struct Findings {
     pub lost: Vec<Span>,
     /// Units that are behind with a trim: it is finished by the next one.
     pub trims_behind: Vec<String>,
+    /// Units whose stores show that something is missing: damage, or a crash. What was acknowledged of it, a peer holds.
+    pub torn: Vec<String>,
     /// Units that could not be asked, and why not.
     pub unreachable: BTreeMap<String, String>,
 }

@@ -31,6 +31,10 @@ pub struct View {
     pub trimmed: Position,
     /// The first position above everything held.
     pub end: Position,
+    /// The last settled mark that it was told.
+    pub settled: Position,
+    /// Whether every batch shows that the one before it was synced, and nothing after the last is torn.
+    pub synced: bool,
     index: Index,
     files: BTreeMap<u64, DataFile>,
     window: Window,
@@ -57,6 +61,8 @@ impl View {
             term: found.state.term,
             trimmed: found.state.trimmed,
             end: found.state.end,
+            settled: found.state.settled,
+            synced: found.synced,
             index: found.index,
             files: found.files,
             window: Window::default(),

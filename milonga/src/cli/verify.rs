@@ -160,6 +160,9 @@ fn text(findings: &Findings) -> String {
     for unit in &findings.trims_behind {
         text += &format!("\nbehind with a trim: {unit}");
     }
+    for unit in &findings.torn {
+        text += &format!("\nsomething is missing, by a crash or damage: {unit}");
+    }
     for (unit, why) in &findings.unreachable {
         text += &format!("\nnot asked: {unit}: {why}");
     }
@@ -183,9 +186,11 @@ fn spans(what: &str, spans: &[Span]) -> String {
 /// A stopped cluster: its units' directories, locked, and the newest decided layout that any layout server's holds.
 struct Stopped {
     units: Vec<View>,
+    /// The highest settled mark that any of them was told.
+    settled: Position,
     layout: Option<Layout>,
-    /// Keeps the locks.
-    _disks: Vec<FsDisk>,
+    /// Their locks.
+    locks: Vec<FsDisk>,
 }
 
 fn offline(dirs: &[PathBuf]) -> Outcome<Findings> {
@@ -199,8 +204,9 @@ impl Stopped {
     fn open(dirs: &[PathBuf]) -> Outcome<Self> {
         let mut stopped = Self {
             units: vec![],
+            settled: Position::FIRST,
             layout: None,
-            _disks: vec![],
+            locks: vec![],
         };
         for dir in dirs {
             stopped
@@ -251,11 +257,15 @@ impl Stopped {
             }
             Err(error) => return Err(error.into()),
         }
-        self._disks.push(disk);
+        self.locks.push(disk);
         Ok(())
     }
 
     fn verify(&mut self, findings: &mut Findings) {
+        let settled = self.units.iter().map(|unit| unit.settled).max();
+        self.settled = settled.unwrap_or_default();
+        let torn = self.units.iter().filter(|unit| !unit.synced);
+        findings.torn = torn.map(|unit| unit.name.clone()).collect();
         let trims: Vec<(String, Position)> = self
             .units
             .iter()
@@ -354,10 +364,13 @@ impl Stopped {
         position: Position,
         links: &mut Option<Vec<StreamLink>>,
     ) -> Told {
+        let settled = self.settled;
         let Some(view) = number.map(|number| &mut self.units[number]) else {
             return Told::Silent;
         };
         match view.run(Span::one(position)).0 {
+            // What is settled was on every unit, so a store that shows a gap has lost it.
+            Slot::Absent if !view.synced && position < settled => Told::Unknown,
             Slot::Absent => Told::Unwritten,
             Slot::Junk(term) => Told::Junk(term),
             Slot::Trimmed => Told::Trimmed,
