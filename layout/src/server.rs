@@ -215,6 +215,7 @@ impl Server {
             reads: 0,
             state: in_one_word.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            damaged: 0,
         }
     }
 }

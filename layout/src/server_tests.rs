@@ -314,6 +314,7 @@ impl Network for Gated {
                     reads: 0,
                     state: "serving".to_owned(),
                     version: String::new(),
+                    damaged: 0,
                 };
                 let reply = Ok(Reply::Described(described.into()));
                 let payload = Payload::new();
