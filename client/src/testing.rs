@@ -153,6 +153,7 @@ impl Cluster {
             segments: vec![segment],
             spares: vec![],
             lost: vec![],
+            left: vec![],
             settings: Settings {
                 replicas: u16::from(replicas),
                 trust_restarted: true,

@@ -10,6 +10,7 @@
 //!
 //! Sources: CORFU (NSDI '12), "Mapping in CORFU"; Lamport, *Paxos Made Simple*.
 
+mod attend;
 mod drive;
 mod genesis;
 mod heal;
@@ -19,6 +20,7 @@ mod plan;
 mod reset;
 mod survey;
 
+pub(crate) use attend::{attend, needs_attention};
 pub(crate) use drive::make;
 pub use drive::{ChangeError, change, mend, rebuild};
 pub use genesis::{Genesis, InitError, init};

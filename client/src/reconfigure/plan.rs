@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use milonga_wire::limits::LEFT_MAX;
 use milonga_wire::{
     Chain, Identity, Incarnation, Layout, Origin, Position, Sealed, Segment, Server, ServerName,
 };
@@ -109,10 +110,12 @@ pub fn next(
             && !named.contains(&server.identity)
             && !change.leave.contains(&server.identity)
     });
+    let spares: Vec<Server> = spares.map(present).collect();
     let mut layout = Layout {
         term: old.term.next(),
+        left: left(old, change, &named, &spares),
         units: units.map(present).collect(),
-        spares: spares.map(present).collect(),
+        spares,
         standbys: standbys(old, sequencer),
         sequencer: sequencer.clone(),
         segments,
@@ -140,6 +143,28 @@ fn known(old: &Layout, change: &Change) -> BTreeMap<Identity, Server> {
         .chain(&change.spares)
         .map(|server| (server.identity, server.clone()))
         .collect()
+}
+
+/// Who left and was not sent away: the last ones, none that is named again.
+fn left(
+    old: &Layout,
+    change: &Change,
+    named: &BTreeSet<Identity>,
+    spares: &[Server],
+) -> Vec<Server> {
+    let sent_away = |unit: &Server| {
+        change.leave.contains(&unit.identity) || change.replace.contains_key(&unit.identity)
+    };
+    let is_back = |unit: &Server| {
+        let mut new = change.spares.iter().chain(spares);
+        named.contains(&unit.identity) || new.any(|new| new.address == unit.address)
+    };
+    let gone = old.units.iter().chain(&old.spares);
+    let gone = gone.filter(|unit| !sent_away(unit));
+    let mut left: Vec<Server> = old.left.iter().chain(gone).cloned().collect();
+    left.retain(|unit| !is_back(unit));
+    left.drain(..left.len().saturating_sub(LEFT_MAX));
+    left
 }
 
 /// P1.
@@ -408,6 +433,7 @@ mod tests {
             }],
             spares: vec![],
             lost: vec![],
+            left: vec![],
             settings: Settings {
                 replicas: 2,
                 trust_restarted: true,
