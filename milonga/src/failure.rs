@@ -265,6 +265,7 @@ impl From<ChangeError> for Failure {
             | ChangeError::Outranked
             | ChangeError::Unproved(_)
             | ChangeError::Copy(_)
+            | ChangeError::NotHeld { .. }
             | ChangeError::Unconfirmed(_)
             | ChangeError::NoMajority { .. } => Code::Unavailable,
         };

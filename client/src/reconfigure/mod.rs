@@ -15,6 +15,8 @@ mod genesis;
 mod heal;
 mod opinion;
 mod plan;
+mod servers;
+mod words;
 
 pub(crate) use drive::make;
 pub use drive::{ChangeError, change, mend, rebuild};
