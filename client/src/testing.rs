@@ -643,6 +643,12 @@ async fn deliver(
         peer: peer.to_string(),
         why: "a test lost it".to_owned(),
     };
+    if cluster.state().name(&peer.address).is_none() {
+        return Err(CallError::NotSent {
+            peer: peer.to_string(),
+            why: "nobody listens there".to_owned(),
+        });
+    }
     let fault = cluster
         .state()
         .arrive(&caller.name, &peer.address, &request.head.request);

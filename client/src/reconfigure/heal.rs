@@ -39,6 +39,11 @@ pub struct Gap {
 /// The closed ranges that are held by fewer units than there should be, with the units that are to be copied to: those that
 /// serve beside the remaining ones in the open segment.
 pub fn gaps(layout: &Layout) -> Vec<Gap> {
+    gaps_without(layout, &BTreeSet::new())
+}
+
+/// The same as if those of `leaving` held nothing: what must be copied before they leave.
+pub(super) fn gaps_without(layout: &Layout, leaving: &BTreeSet<Identity>) -> Vec<Gap> {
     let replicas = usize::from(layout.settings.replicas);
     let open = &layout.open_segment().chains;
     let mut gaps = vec![];
@@ -52,8 +57,11 @@ pub fn gaps(layout: &Layout) -> Vec<Gap> {
             let shares = |unit: &Identity| chain.units.contains(unit);
             let beside = open.iter().find(|other| other.units.iter().any(shares));
             let beside = beside.unwrap_or(&open[number % open.len()]);
-            let missing = replicas.saturating_sub(chain.units.len());
-            let wanted = beside.units.iter().filter(|unit| !named.contains(unit));
+            let stays = |unit: &&Identity| !leaving.contains(unit);
+            let holding = chain.units.iter().filter(stays).count();
+            let missing = replicas.saturating_sub(holding);
+            let wanted = beside.units.iter().filter(stays);
+            let wanted = wanted.filter(|unit| !named.contains(unit));
             let wanted: Vec<Identity> = wanted.copied().take(missing).collect();
             for unit in wanted.into_iter().filter_map(|unit| layout.unit(unit)) {
                 if chain.unreachable {
@@ -113,7 +121,7 @@ pub async fn heal(log: &Log, why: &str) -> Result<Option<Arc<Decided>>, ChangeEr
 }
 
 /// Copies to the unit of `gap` what it lacks.
-async fn copy(log: &Log, layout: &Layout, gap: &Gap) -> Result<(), ChangeError> {
+pub(super) async fn copy(log: &Log, layout: &Layout, gap: &Gap) -> Result<(), ChangeError> {
     let chain = &layout.segment_of(gap.segment).chains[gap.chain];
     let chain = log.chain(layout, chain);
     let end = ConfirmedEnd {

@@ -6,23 +6,36 @@
 //!                     │ someone accepted: adopt it, skip the plan                              │
 //!                     └────────────────────────────────────────────────────────▶ Announce ─▶ Bootstrap ─▶ Restore
 //! ```
+//! What people ask for, and what it would bring, is worked out in `by_hand.rs` and `preview.rs` (pure), and carried out by
+//! `carry_out.rs`; `servers.rs` sees to it that new layout servers know what they are to vote on.
+//!
 //! Every step is idempotent and any control client may take over from any other at any point.
 //!
 //! Sources: CORFU (NSDI '12), "Mapping in CORFU"; Lamport, *Paxos Made Simple*.
 
+mod by_hand;
+mod carry_out;
 mod drive;
 mod genesis;
 mod heal;
 mod opinion;
 mod plan;
+mod preview;
 mod servers;
 mod words;
 
+pub use by_hand::{HandError, Wish};
+pub use carry_out::{carry_out, heal_all, left_to_copy, plan};
 pub(crate) use drive::make;
 pub use drive::{ChangeError, change, mend, rebuild};
 pub use genesis::{Genesis, InitError, init};
 pub use heal::{Gap, gaps, heal, may_take_spares};
 pub use plan::{Change, PlanError, Seals, next};
+pub use preview::{Copying, Preview, Reached, Redundancy};
 
+#[cfg(test)]
+mod by_hand_tests;
+#[cfg(test)]
+mod servers_tests;
 #[cfg(test)]
 mod tests;

@@ -354,6 +354,7 @@ impl Unit {
                 span: Span::one(position),
                 term: *term,
             },
+            None if self.damaged.contains(&position) => Answer::Damaged(Span::one(position)),
             None if self.is_unknown(position) => Answer::Unknown(Span::one(position)),
             None => {
                 let next = self.entries.range(position..).next();
