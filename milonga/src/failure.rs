@@ -6,7 +6,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use milonga_client::object::{AtError, DecideError, PlayError, UpdateError};
-use milonga_client::reconfigure::{ChangeError, InitError, PlanError};
+use milonga_client::reconfigure::{ChangeError, HandError, InitError, PlanError};
 use milonga_client::{AppendError, ReadError, ServerFailure, TrimError, Unavailable};
 use milonga_host::CallError;
 use milonga_wire::Refusal;
@@ -274,6 +274,21 @@ impl From<ChangeError> for Failure {
             _ => "",
         };
         Self::new(code, format!("no new term was made: {error}{hint}"))
+    }
+}
+
+impl From<HandError> for Failure {
+    fn from(error: HandError) -> Self {
+        let code = match error {
+            HandError::Unavailable(error) => return error.into(),
+            HandError::Change(error) => return error.into(),
+            HandError::Role { .. } => Code::Failed,
+            HandError::Senseless(_) => Code::Usage,
+            HandError::NotFound { .. } => Code::NotFound,
+            HandError::Precondition(_) => Code::Conflict,
+            HandError::Stranger { .. } | HandError::Overtaken(_) => Code::Unavailable,
+        };
+        Self::new(code, error)
     }
 }
 

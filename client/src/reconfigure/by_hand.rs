@@ -205,7 +205,7 @@ pub(super) async fn build(log: &Log, layout: &Layout, wish: &Wish) -> Result<Cha
             trust_restarted: Some(*trusted),
             ..Change::default()
         }),
-        Wish::DeclareLost(span) => hand.declare_lost(*span),
+        Wish::DeclareLost(span) => declare_lost(*span),
     }
 }
 
@@ -426,18 +426,6 @@ impl<'a> Hand<'a> {
         })
     }
 
-    fn declare_lost(&self, span: Span) -> Result<Change, HandError> {
-        if span.is_empty() {
-            return Err(HandError::Senseless(format!(
-                "{span} holds no position; expected FROM below TO"
-            )));
-        }
-        Ok(Change {
-            lost: vec![span],
-            ..Change::default()
-        })
-    }
-
     fn chain(&self, number: usize) -> Result<(), HandError> {
         let chains = self.layout.open_segment().chains.len();
         if number < chains {
@@ -454,10 +442,14 @@ impl<'a> Hand<'a> {
     fn unit(&self, named: &str) -> Result<&'a Server, HandError> {
         let (units, spares) = (&self.layout.units, &self.layout.spares);
         let found = find(units, named).or_else(|| find(spares, named));
-        found.ok_or_else(|| HandError::NotFound {
-            what: "log unit",
-            wanted: named.to_owned(),
-            there: [names(units), names(spares)].concat(),
+        found.ok_or_else(|| {
+            let mut there = [names(units), names(spares)].concat();
+            there.sort_unstable();
+            HandError::NotFound {
+                what: "log unit",
+                wanted: named.to_owned(),
+                there,
+            }
         })
     }
 
@@ -625,6 +617,18 @@ fn listed(said: Description, address: &str) -> Result<Server, HandError> {
         address,
         identity: said.identity,
         incarnation: said.incarnation,
+    })
+}
+
+fn declare_lost(span: Span) -> Result<Change, HandError> {
+    if span.is_empty() {
+        return Err(HandError::Senseless(format!(
+            "{span} holds no position; expected FROM below TO"
+        )));
+    }
+    Ok(Change {
+        lost: vec![span],
+        ..Change::default()
     })
 }
 

@@ -408,9 +408,13 @@ async fn refusals_come_before_any_seal_and_say_what_to_do() {
     }
     assert_eq!(cluster.seen("", "seal"), 0);
     assert_eq!(cluster.layout().term.0, 0);
+}
 
+/// Design 10: what a certificate is not good for is refused before anybody is asked anything.
+#[tokio::test(start_paused = true)]
+async fn lesser_certificates_are_refused_by_role() {
+    let cluster = Cluster::new(1, 2, 4);
     let writer = cluster.client(Role::Writer);
-    cluster.forget();
     let error = refused(&writer, Wish::Heal).await;
     assert!(
         error.to_string().contains("a writer certificate"),

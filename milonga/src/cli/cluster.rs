@@ -7,6 +7,7 @@ use milonga_client::reconfigure::{self, Genesis};
 use milonga_wire::{Address, Layout, Term};
 use serde::Serialize;
 
+use super::change::ChangeCommand;
 use super::{Context, status};
 use crate::failure::Outcome;
 use crate::look;
@@ -33,18 +34,12 @@ pub(super) enum ClusterCommand {
         #[arg(long)]
         wait: bool,
     },
-    /// Ends the term: the next one lists every server as it runs now, with a fresh sequencer.
-    #[command(after_help = "Example:
-  milonga cluster rebuild-sequencer")]
-    RebuildSequencer {
-        /// Waits until the new term serves, as it always does.
-        #[arg(long, hide = true)]
-        wait: bool,
-    },
     /// Shows the history of layouts: who made them, why, and what they changed.
     #[command(after_help = "Example:
   milonga cluster layouts")]
     Layouts,
+    #[command(flatten)]
+    Change(ChangeCommand),
 }
 
 #[derive(Debug, clap::Args)]
@@ -100,8 +95,8 @@ impl ClusterCommand {
         match self {
             Self::Init(init) => init.run(context).await,
             Self::Status { wait } => status::run(context, wait).await,
-            Self::RebuildSequencer { wait: _ } => rebuild(context).await,
             Self::Layouts => layouts(context).await,
+            Self::Change(change) => change.run(context).await,
         }
     }
 }
@@ -120,13 +115,6 @@ impl Init {
         let decided = reconfigure::init(&log, &genesis).await?;
         print(context, &decided.layout, "initialised")
     }
-}
-
-async fn rebuild(context: &Context) -> Outcome {
-    let log = context.cluster.connect()?;
-    log.layout().await?;
-    let decided = reconfigure::rebuild(&log, "asked for on the command line").await?;
-    print(context, &decided.layout, "rebuilt")
 }
 
 fn print(context: &Context, layout: &Layout, what: &str) -> Outcome {

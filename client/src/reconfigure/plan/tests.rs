@@ -321,3 +321,139 @@ fn a_standby_that_takes_over_changes_places() {
     assert_eq!(next.standbys, vec![server(2)]);
     assert_eq!(next.validate(), Ok(()));
 }
+
+fn forced(units: &[u8]) -> Change {
+    let leaving = leave(units);
+    Change {
+        force: leaving.leave.clone(),
+        ..leaving
+    }
+}
+
+/// A chain of one, closed at 10, and another unit that takes what is new.
+fn moved_on() -> Layout {
+    let mut old = old();
+    old.segments[0].end = Some(Position(10));
+    old.segments[0].chains = vec![Chain::new(vec![Identity([10; 16])])];
+    old.segments.push(Segment {
+        start: Position(10),
+        end: None,
+        stripe_width: 4,
+        chains: vec![Chain::new(vec![Identity([11; 16])])],
+    });
+    old
+}
+
+/// P7: what only the forced unit is sure to hold is recorded; what others hold as well is not.
+#[test]
+fn what_is_given_up_by_force_is_recorded_and_nothing_else_is() {
+    let both = seals(&[(10, 1, 7), (11, 1, 7)], None);
+    let none_lost = changed(&old(), &forced(&[10]), &both).unwrap();
+    assert_eq!((chain(&none_lost, 0), none_lost.lost), (vec![11], vec![]));
+
+    let mut torn = seals(&[(11, 2, 7)], None);
+    torn.units.get_mut(&Identity([11; 16])).unwrap().synced = false;
+    assert!(changed(&old(), &leave(&[10]), &torn).is_err());
+    let gave_up = changed(&old(), &forced(&[10]), &torn).unwrap();
+    assert_eq!(gave_up.lost, [Span::new(Position(0), Position(7))]);
+
+    let alone = seals(&[(11, 1, 12)], None);
+    let kept = changed(&moved_on(), &leave(&[10]), &alone).unwrap();
+    assert!(
+        kept.segments[0].chains[0].unreachable,
+        "without force it waits"
+    );
+    let taken_over = changed(&moved_on(), &forced(&[10]), &alone).unwrap();
+    assert_eq!(
+        chain(&taken_over, 0),
+        vec![11],
+        "somebody must answer there"
+    );
+    assert_eq!(taken_over.lost, [Span::new(Position(0), Position(10))]);
+    assert_eq!(taken_over.units.len(), 1);
+}
+
+/// P7: another unit than the forced one that is missing is still waited for.
+#[test]
+fn force_gives_up_no_other_unit() {
+    let mut torn = seals(&[(11, 2, 7)], None);
+    torn.units.get_mut(&Identity([11; 16])).unwrap().synced = false;
+    assert!(changed(&old(), &forced(&[11]), &torn).is_err());
+    let mut both = moved_on();
+    both.segments[0].chains[0].units.push(Identity([12; 16]));
+    both.units.push(server(12));
+    let next = changed(&both, &forced(&[10]), &seals(&[(11, 1, 12)], None)).unwrap();
+    assert_eq!((chain(&next, 0), next.lost), (vec![12], vec![]));
+    assert!(next.segments[0].chains[0].unreachable);
+}
+
+/// P7: a declared span is cut out; beside it everything stays as it was, and what was declared stays declared.
+#[test]
+fn a_span_declared_lost_is_cut_out_and_nothing_beside_it_is_given_up() {
+    let declared = Change {
+        lost: vec![Span::new(Position(3), Position(6))],
+        ..Change::default()
+    };
+    let alone = seals(&[(11, 1, 12)], None);
+    let next = changed(&moved_on(), &declared, &alone).unwrap();
+    let closed: Vec<(u64, Vec<u8>, bool)> = (0..3)
+        .map(|segment| {
+            let one = &next.segments[segment];
+            (
+                one.start.0,
+                chain(&next, segment),
+                one.chains[0].unreachable,
+            )
+        })
+        .collect();
+    let expected = [
+        (0, vec![10], true),
+        (3, vec![11], false),
+        (6, vec![10], true),
+    ];
+    assert_eq!(closed, expected);
+    assert_eq!(next.lost, declared.lost);
+    assert_eq!(next.validate(), Ok(()));
+
+    // Where everybody answers nobody is left out, and nothing is cut in the end.
+    let all = seals(&[(10, 1, 10), (11, 1, 12)], None);
+    let same = changed(&moved_on(), &declared, &all).unwrap();
+    assert_eq!(same.segments.len(), 3);
+    assert_eq!(
+        (chain(&same, 0), same.lost),
+        (vec![10], declared.lost.clone())
+    );
+    let more = Change {
+        lost: vec![Span::new(Position(5), Position(90))],
+        ..Change::default()
+    };
+    let more = changed(&next, &more, &alone).unwrap();
+    assert_eq!(more.lost, [Span::new(Position(3), Position(12))]);
+    let beyond = Change {
+        lost: vec![Span::new(Position(50), Position(90))],
+        ..Change::default()
+    };
+    assert!(matches!(
+        changed(&old(), &beyond, &all),
+        Err(PlanError::Refused(_))
+    ));
+}
+
+/// Design 7.5: who stands by is a matter of the layout alone.
+#[test]
+fn standbys_come_and_go_and_settings_change() {
+    let all = seals(&[(10, 1, 7), (11, 1, 7)], None);
+    let change = Change {
+        standbys: vec![server(5)],
+        retire: BTreeSet::from([server(3).name]),
+        replicas: Some(3),
+        trust_restarted: Some(false),
+        layout_servers: Some(vec![server(1), server(6), server(7)]),
+        ..Change::default()
+    };
+    let next = changed(&old(), &change, &all).unwrap();
+    assert_eq!(next.standbys, vec![server(5)]);
+    assert_eq!(next.layout_servers.len(), 3);
+    let settings = (next.settings.replicas, next.settings.trust_restarted);
+    assert_eq!(settings, (3, false));
+}
