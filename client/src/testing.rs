@@ -5,6 +5,7 @@
 //! caller gave up, as on a real network.
 
 mod layout;
+mod replies;
 mod sequencer;
 mod unit;
 
@@ -16,14 +17,15 @@ use milonga_host::net::Request as NetRequest;
 use milonga_host::net::Response;
 use milonga_host::{BoxFuture, CallError, Clock, Host, Network, Peer, Random, Tasks};
 use milonga_wire::{
-    Address, Caller, Chain, ClusterId, Decided, Description, Identity, Incarnation, Kind, Layout,
-    LayoutReply, LayoutRequest, Origin, Payload, Position, Refusal, Reply, Report, Request,
-    RequestHead, Role, Segment, SequencerReply, SequencerRequest, Server, ServerName, Settings,
-    StreamId, Target, Term, Token, UnitRequest, WriteKind, admit,
+    Address, Caller, Chain, ClusterId, Decided, Identity, Incarnation, Kind, Layout, LayoutReply,
+    LayoutRequest, Origin, Payload, Position, Refusal, Reply, Report, Request, RequestHead, Role,
+    Segment, SequencerReply, SequencerRequest, Server, ServerName, Settings, StreamId, Target,
+    Term, Token, UnitRequest, WriteKind, admit,
 };
 use tokio::sync::{Semaphore, oneshot};
 
 use self::layout::{LayoutServer, LayoutServers};
+use self::replies::{described, wrong_kind};
 pub(crate) use self::unit::Slot;
 use self::{sequencer::Sequencer, unit::Unit};
 use crate::log::Log;
@@ -567,37 +569,6 @@ impl State {
             Request::Unit(_) | Request::Sequencer(_) => Err(wrong_kind()),
         }
     }
-}
-
-fn wrong_kind() -> Refusal {
-    Refusal::WrongKind {
-        needs: "server of that kind".to_owned(),
-    }
-}
-
-/// What a server says of itself; of positions, its end and its trim point.
-fn described(
-    server: &Server,
-    kind: Kind,
-    term: Term,
-    blank: bool,
-    [end, trimmed]: [Position; 2],
-) -> (Reply, Payload) {
-    let description = Description {
-        kind,
-        name: server.name.clone(),
-        identity: server.identity,
-        incarnation: server.incarnation,
-        term,
-        blank,
-        end,
-        trimmed,
-        bytes: end.0 * 100,
-        reads: 0,
-        state: "serving".to_owned(),
-        version: "test".to_owned(),
-    };
-    (Reply::Described(description.into()), Payload::new())
 }
 
 /// One client's way to the cluster.

@@ -255,18 +255,17 @@ impl From<CallError> for Failure {
 impl From<ChangeError> for Failure {
     fn from(error: ChangeError) -> Self {
         let code = match &error {
-            ChangeError::Plan(PlanError::TooManySegments) | ChangeError::Stuck { .. } => {
-                Code::Failed
-            }
+            ChangeError::Plan(PlanError::TooManySegments | PlanError::Refused(_))
+            | ChangeError::Stuck { .. } => Code::Failed,
             ChangeError::Server(failure) => code_of_server(failure),
             ChangeError::Plan(_)
             | ChangeError::Layouts(_)
             | ChangeError::NoSequencer(_)
             | ChangeError::Outranked
-            | ChangeError::Unproved(_)
             | ChangeError::Copy(_)
-            | ChangeError::NotHeld { .. }
             | ChangeError::Unconfirmed(_)
+            | ChangeError::Unproved(_)
+            | ChangeError::NotHeld { .. }
             | ChangeError::NoMajority { .. } => Code::Unavailable,
         };
         let hint = match code {

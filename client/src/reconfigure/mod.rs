@@ -22,6 +22,7 @@ mod opinion;
 mod plan;
 mod preview;
 mod servers;
+mod survey;
 mod words;
 
 pub use by_hand::{HandError, Wish};
@@ -29,7 +30,7 @@ pub use carry_out::{carry_out, heal_all, left_to_copy, plan};
 pub(crate) use drive::make;
 pub use drive::{ChangeError, change, mend, rebuild};
 pub use genesis::{Genesis, InitError, init};
-pub use heal::{Gap, gaps, heal, may_take_spares};
+pub use heal::{Gap, gaps, heal, heal_unattended, is_short, may_take_spares};
 pub use plan::{Change, PlanError, Seals, next};
 pub use preview::{Copying, Preview, Reached, Redundancy};
 

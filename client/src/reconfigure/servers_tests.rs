@@ -178,7 +178,7 @@ async fn a_change_of_layout_servers_is_finished_by_anyone_wherever_its_proposer_
 
         let other = from(&cluster, vec![first.address.clone()]);
         appends(&other).await;
-        mend(&other, "a test").await.unwrap();
+        mend(&other, "a test", None).await.unwrap();
         let layout = cluster.layout();
         assert!([1, 3].contains(&layout.layout_servers.len()), "{last}");
         assert!(!finished || layout.layout_servers.len() == 3, "{last}");

@@ -131,7 +131,7 @@ async fn a_copy_that_was_cut_off_goes_on_where_it_ended() {
     let cluster = Cluster::new(1, 2, 1);
     let log = cluster.client(Role::Control);
     let many: Vec<Bytes> = (0..3_000_u32)
-        .map(|n| Bytes::from(n.to_le_bytes().to_vec()))
+        .map(|n| Bytes::from(n.to_le_bytes().repeat(500)))
         .collect();
     log.append_batch(&many, &[]).await.unwrap();
     let (_, spare) = with_spare(&cluster).await;

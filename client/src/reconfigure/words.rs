@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{Identity, Layout, Server};
+
+use crate::reconfigure::drive::cut;
 
 /// What is different, in a few words.
 pub(super) fn changed(old: &Layout, new: &Layout) -> String {
@@ -15,11 +16,7 @@ pub(super) fn changed(old: &Layout, new: &Layout) -> String {
         words.push("same servers".to_owned());
     }
     words.push(format!("{} issues positions", new.sequencer.name));
-    let mut text = words.join("; ");
-    while text.len() > TEXT_BYTES_MAX {
-        text.pop();
-    }
-    text
+    cut(words.join("; "))
 }
 
 /// The names of those in `of` that `not` has not.
