@@ -367,8 +367,9 @@ impl Log {
                 // The server is in a term that nobody has decided yet, or whose decision has not reached us.
                 self.mend(patience, term, &failure).await;
             }
-            (Next::Mend | Next::Restore, _) => self.mend(patience, term, &failure).await,
-            (Next::Look, _) => self.mend(patience, term, &failure).await,
+            (Next::Mend | Next::Restore | Next::Look, _) => {
+                self.mend(patience, term, &failure).await;
+            }
             (Next::Again, _) => {
                 if patience.waited() > self.options.call {
                     self.mend(patience, term, &failure).await;

@@ -301,9 +301,9 @@ fn refused_changes_say_why_and_what_to_do() {
         &["e-1", "not blank", "empty directory"],
     );
     bench.refuse(
-        4,
+        3,
         &["add-unit", "0", &layout],
-        &["layout-1", "expected a log unit"],
+        &["may not serve as a log unit"],
     );
     bench.refuse(
         3,

@@ -10,11 +10,12 @@ use futures_util::future::join_all;
 use milonga_wire::{Decided, Identity, Kind, Layout, Server};
 
 use crate::log::Log;
-use crate::reconfigure::by_hand::{HandError, Wish, build, took_effect};
+use crate::reconfigure::by_hand::{build, took_effect};
 use crate::reconfigure::drive::{describe, make};
 use crate::reconfigure::heal::{Gap, copy, gaps_without, heal};
 use crate::reconfigure::plan::{Change, PlanError};
 use crate::reconfigure::preview::{Preview, Said, positions_in, preview};
+use crate::reconfigure::wish::{HandError, Wish};
 
 /// How often others may come first.
 const TRIES: u32 = 8;

@@ -6,7 +6,7 @@
 //!                     │ someone accepted: adopt it, skip the plan                              │
 //!                     └────────────────────────────────────────────────────────▶ Announce ─▶ Bootstrap ─▶ Restore
 //! ```
-//! What people ask for, and what it would bring, is worked out in `by_hand.rs` and `preview.rs` (pure), and carried out by
+//! What people ask for, and what it would bring, (`wish.rs`) is worked out in `by_hand.rs` and `preview.rs` (pure), and carried out by
 //! `carry_out.rs`; `servers.rs` sees to it that new layout servers know what they are to vote on.
 //!
 //! Every step is idempotent and any control client may take over from any other at any point.
@@ -23,9 +23,9 @@ mod plan;
 mod preview;
 mod servers;
 mod survey;
+mod wish;
 mod words;
 
-pub use by_hand::{HandError, Wish};
 pub use carry_out::{carry_out, heal_all, left_to_copy, plan};
 pub(crate) use drive::make;
 pub use drive::{ChangeError, change, mend, rebuild};
@@ -33,6 +33,7 @@ pub use genesis::{Genesis, InitError, init};
 pub use heal::{Gap, gaps, heal, heal_unattended, is_short, may_take_spares};
 pub use plan::{Change, PlanError, Seals, next};
 pub use preview::{Copying, Preview, Reached, Redundancy};
+pub use wish::{HandError, Wish};
 
 #[cfg(test)]
 mod by_hand_tests;
