@@ -155,6 +155,21 @@ async fn units_chains_and_spares_come_and_go_while_appends_go_on() {
     writer.stop(&log).await;
 }
 
+/// H19: of several who want something at once each gets it, whoever decides first.
+#[tokio::test(start_paused = true)]
+async fn wishes_that_meet_all_come_true() {
+    let cluster = Cluster::new(1, 2, 4);
+    let wishes = (0..5).map(|number| {
+        let log = cluster.client(Role::Control);
+        let unit = address(&cluster.add_unit(&format!("n-{number}")));
+        async move { done(&log, Wish::AddSpare { unit }).await }
+    });
+    futures_util::future::join_all(wishes).await;
+    assert_eq!(cluster.layout().spares.len(), 5);
+    let log = cluster.client(Role::Control);
+    log.append("on", &[]).await.unwrap();
+}
+
 /// Design 6.7: redundancy never falls below what it was, at no moment of a drain; and who dies over it is followed.
 #[tokio::test(start_paused = true)]
 async fn a_drained_unit_leaves_only_when_another_holds_all_that_it_holds() {
