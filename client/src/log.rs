@@ -62,6 +62,7 @@ pub(crate) struct Shared {
     mending: tokio::sync::Mutex<()>,
     /// How many attempts to mend have ended.
     mended: AtomicU64,
+    pub(crate) changes: reconfigure::Changes,
     /// Whether this client brings the cluster back to full strength.
     attending: AtomicBool,
     /// When this client last reported a server it suspects.
@@ -91,6 +92,7 @@ impl Log {
             latency_us: AtomicU64::new(2_000),
             mending: tokio::sync::Mutex::new(()),
             mended: AtomicU64::new(0),
+            changes: reconfigure::Changes::default(),
             attending: AtomicBool::new(false),
             suspected: Mutex::new(None),
             turns: AtomicU64::new(0),
@@ -434,6 +436,11 @@ impl Log {
         let why = failure.to_string();
         reconfigure::mend(self, &why, failure.server().as_ref()).await?;
         Ok(())
+    }
+
+    /// The last changes of layout that this client brought about, oldest first.
+    pub fn changes(&self) -> Vec<reconfigure::Phases> {
+        self.shared.changes.all()
     }
 
     /// Brings the cluster back to full strength in the background, if it lacks something that can be had: spares take the

@@ -192,7 +192,7 @@ impl From<BenchError> for Failure {
             BenchError::Append(error) => (*error).into(),
             BenchError::Read(error) => error.into(),
             BenchError::Nothing { .. } => Self::new(Code::Unavailable, error),
-            BenchError::Baseline(_) => Self::failed(error),
+            BenchError::Baseline(_) | BenchError::OwnCluster => Self::failed(error),
         }
     }
 }

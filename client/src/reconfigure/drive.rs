@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use milonga_host::Moment;
 use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX, TEXT_BYTES_MAX};
 use milonga_wire::{
     Acceptance, Before, BootstrapPage, Decided, Description, Identity, InvalidLayout, Kind, Layout,
@@ -19,6 +20,7 @@ use crate::calls::{Failure, peer, unexpected};
 use crate::chain::ChainError;
 use crate::layouts::LayoutsError;
 use crate::log::Log;
+use crate::reconfigure::phases::Phases;
 use crate::reconfigure::plan::{Change, PlanError, Seals, next};
 use crate::reconfigure::servers;
 use crate::reconfigure::survey::Survey;
@@ -236,9 +238,18 @@ async fn make_after(
         if let Some(servers) = &change.layout_servers {
             servers::teach_history(log, servers, &known.decided).await?;
         }
+        let began = host.clock.now();
         match propose(log, &known.decided, rank, change, &survey, why).await {
-            Ok(decided) => {
+            Ok((decided, sealed)) => {
+                let voted = host.clock.now();
                 finish(log, &decided).await?;
+                log.shared.changes.note(Phases {
+                    term: decided.layout.term,
+                    began,
+                    seal: sealed.since(began),
+                    decide: voted.since(sealed),
+                    bootstrap: host.clock.now().since(voted),
+                });
                 return Ok(Arc::new(decided));
             }
             Err(Step::Again) => {}
@@ -261,7 +272,7 @@ impl<E: Into<ChangeError>> From<E> for Step {
     }
 }
 
-/// One pass of Paxos over the term after `previous`.
+/// One pass of Paxos over the term after `previous`. With the decision, when the seals were done.
 async fn propose(
     log: &Log,
     previous: &Decided,
@@ -269,7 +280,7 @@ async fn propose(
     change: &Change,
     survey: &Survey,
     why: &str,
-) -> Result<Decided, Step> {
+) -> Result<(Decided, Moment), Step> {
     let old = &previous.layout;
     let term = old.term.next();
     let promises = ask_all(log, previous, term, &LayoutRequest::Prepare { rank }).await?;
@@ -285,6 +296,7 @@ async fn propose(
         Some((_, layout)) => *layout,
         None => compute(log, old, term, change, survey, why).await?,
     };
+    let sealed = log.host().clock.now();
     let request = LayoutRequest::Propose {
         rank,
         layout: Box::new(layout.clone()),
@@ -311,7 +323,7 @@ async fn propose(
     // Whoever does not hear it learns it from the next client that reads a majority.
     let _ = ask_all(log, previous, term, &learn).await;
     log.shared.layouts.adopt(decided.clone());
-    Ok(decided)
+    Ok((decided, sealed))
 }
 
 /// Whether only closed segments name the unit: nothing waits for it, and it stays listed while it is needed.
