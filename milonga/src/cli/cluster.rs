@@ -7,6 +7,7 @@ use milonga_client::reconfigure::{self, Genesis};
 use milonga_wire::{Address, Layout, Term};
 use serde::Serialize;
 
+use super::change::ChangeCommand;
 use super::{Context, status, verify};
 use crate::failure::Outcome;
 use crate::look;
@@ -33,14 +34,6 @@ pub(super) enum ClusterCommand {
         #[arg(long)]
         wait: bool,
     },
-    /// Ends the term: the next one lists every server as it runs now, with a fresh sequencer.
-    #[command(after_help = "Example:
-  milonga cluster rebuild-sequencer")]
-    RebuildSequencer {
-        /// Waits until the new term serves, as it always does.
-        #[arg(long, hide = true)]
-        wait: bool,
-    },
     /// Shows the history of layouts: who made them, why, and what they changed.
     #[command(after_help = "Example:
   milonga cluster layouts")]
@@ -56,6 +49,8 @@ pub(super) enum ClusterCommand {
   milonga cluster repair
   milonga cluster repair unit-2")]
     Repair(verify::Repair),
+    #[command(flatten)]
+    Change(ChangeCommand),
 }
 
 #[derive(Debug, clap::Args)]
@@ -111,10 +106,10 @@ impl ClusterCommand {
         match self {
             Self::Init(init) => init.run(context).await,
             Self::Status { wait } => status::run(context, wait).await,
-            Self::RebuildSequencer { wait: _ } => rebuild(context).await,
             Self::Layouts => layouts(context).await,
             Self::Verify(verify) => verify.run(context).await,
             Self::Repair(repair) => repair.run(context).await,
+            Self::Change(change) => change.run(context).await,
         }
     }
 }
@@ -133,13 +128,6 @@ impl Init {
         let decided = reconfigure::init(&log, &genesis).await?;
         print(context, &decided.layout, "initialised")
     }
-}
-
-async fn rebuild(context: &Context) -> Outcome {
-    let log = context.cluster.connect()?;
-    log.layout().await?;
-    let decided = reconfigure::rebuild(&log, "asked for on the command line").await?;
-    print(context, &decided.layout, "rebuilt")
 }
 
 fn print(context: &Context, layout: &Layout, what: &str) -> Outcome {
