@@ -414,8 +414,8 @@ impl<'a> Hand<'a> {
         let is_empty = said.end == Position::FIRST && said.trimmed == Position::FIRST;
         if kind == Kind::LogUnit && !said.blank && !is_empty {
             return Err(HandError::Precondition(format!(
-                "{} ({address}) is not blank: it holds positions below {}; expected a server with an empty directory; \
-                 stop it, give it a new one, and try again",
+                "{} ({address}) is not blank: it holds positions below {}; expected an empty one; \
+                 try `milonga cluster reset-unit {address}` if it left this cluster, or give it a new directory",
                 said.name, said.end
             )));
         }

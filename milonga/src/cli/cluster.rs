@@ -49,6 +49,14 @@ pub(super) enum ClusterCommand {
   milonga cluster repair
   milonga cluster repair unit-2")]
     Repair(verify::Repair),
+    /// Empties a log unit that left the cluster, so that it can come back as a new one. Refused for one that any layout lists.
+    #[command(after_help = "Example:
+  milonga cluster reset-unit 10.0.0.9:7021
+  milonga cluster add-spare 10.0.0.9:7021")]
+    ResetUnit {
+        /// Its address.
+        address: Address,
+    },
     #[command(flatten)]
     Change(ChangeCommand),
 }
@@ -109,6 +117,7 @@ impl ClusterCommand {
             Self::Layouts => layouts(context).await,
             Self::Verify(verify) => verify.run(context).await,
             Self::Repair(repair) => repair.run(context).await,
+            Self::ResetUnit { address } => reset(context, &address).await,
             Self::Change(change) => change.run(context).await,
         }
     }
@@ -140,6 +149,37 @@ fn print(context: &Context, layout: &Layout, what: &str) -> Outcome {
             layout.sequencer.name,
             layout.open_segment().start
         )
+    })
+}
+
+/// A unit that was emptied.
+#[derive(Serialize)]
+struct Emptied {
+    name: String,
+    identity: String,
+    /// What it was before; none if it was blank.
+    before: Option<String>,
+}
+
+async fn reset(context: &Context, address: &Address) -> Outcome {
+    let log = context.cluster.connect()?;
+    log.layout().await?;
+    let reset = reconfigure::reset_left_unit(&log, address).await?;
+    let emptied = Emptied {
+        name: reset.unit.name.to_string(),
+        identity: reset.unit.identity.to_string(),
+        before: reset.before.map(|before| before.to_string()),
+    };
+    context.output.one(&emptied, || {
+        let name = &emptied.name;
+        if emptied.before.is_some() {
+            format!(
+                "{name} is empty now, and another unit: {}",
+                emptied.identity
+            )
+        } else {
+            format!("{name} was blank already")
+        }
     })
 }
 
