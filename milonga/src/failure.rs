@@ -255,13 +255,17 @@ impl From<CallError> for Failure {
 impl From<ChangeError> for Failure {
     fn from(error: ChangeError) -> Self {
         let code = match &error {
-            ChangeError::Plan(PlanError::TooManySegments) => Code::Failed,
+            ChangeError::Plan(PlanError::TooManySegments) | ChangeError::Stuck { .. } => {
+                Code::Failed
+            }
             ChangeError::Server(failure) => code_of_server(failure),
             ChangeError::Plan(_)
             | ChangeError::Layouts(_)
             | ChangeError::NoSequencer(_)
             | ChangeError::Outranked
             | ChangeError::Unproved(_)
+            | ChangeError::Unconfirmed(_)
+            | ChangeError::Copy(_)
             | ChangeError::NoMajority { .. } => Code::Unavailable,
         };
         let hint = match code {
