@@ -65,6 +65,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
                 servers: cluster.servers.clone(),
                 clients,
                 clients_crash: true,
+                spared: vec![],
             },
         );
         world.clock().sleep(profile.busy).await;

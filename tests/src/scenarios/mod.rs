@@ -5,6 +5,9 @@ pub mod audit;
 pub mod cluster;
 pub mod echo;
 pub mod inspection;
+pub mod keeper;
+pub mod lost_unit;
+pub mod records;
 pub mod replaced_sequencer;
 pub mod restarted_sequencer;
 pub mod workload;
@@ -12,11 +15,12 @@ pub mod workload;
 use crate::sim::Scenario;
 
 /// Every scenario by its name.
-pub const ALL: [(&str, Scenario); 4] = [
+pub const ALL: [(&str, Scenario); 5] = [
     ("echo", echo::play),
     ("append_read_seal_crash", append_read_seal_crash::play),
     ("replaced_sequencer", replaced_sequencer::play),
     ("restarted_sequencer", restarted_sequencer::play),
+    ("lost_unit", lost_unit::play),
 ];
 
 /// The scenario of that name.
