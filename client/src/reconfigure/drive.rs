@@ -148,7 +148,22 @@ pub async fn mend(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
         heal: true,
         ..Change::default()
     };
-    make(log, term, &change, why).await
+    // Silence alone is no reason: those that were silent may be back, or only this client may not hear them (H29).
+    let reason = if seen.half_done || seen.restarted {
+        Reason::Given
+    } else {
+        Reason::Absence
+    };
+    make_for(log, reason, term, &change, why).await
+}
+
+/// Why there has to be a next term.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+enum Reason {
+    /// It was asked for, or a server cannot go on in this one.
+    Given,
+    /// Servers were silent: only if a majority of the layout servers confirms that one of them is gone.
+    Absence,
 }
 
 async fn look(log: &Log) -> Result<Look, ChangeError> {
@@ -215,6 +230,16 @@ pub(crate) async fn make(
     change: &Change,
     why: &str,
 ) -> Result<Arc<Decided>, ChangeError> {
+    make_for(log, Reason::Given, from, change, why).await
+}
+
+async fn make_for(
+    log: &Log,
+    reason: Reason,
+    from: Term,
+    change: &Change,
+    why: &str,
+) -> Result<Arc<Decided>, ChangeError> {
     let host = log.host();
     let mut number = 0;
     for attempt in 0..TRIES {
@@ -243,6 +268,9 @@ pub(crate) async fn make(
         };
         // Before anything is promised or sealed: who is really gone, and can it succeed at all?
         let absent = second_look(log, &known.decided.layout, change).await?;
+        if attempt == 0 && reason == Reason::Absence && !absent.matters_to(&known.decided.layout) {
+            return Ok(Arc::new(known.decided));
+        }
         match propose(log, &known.decided, rank, change, &absent, why).await {
             Ok(decided) => {
                 finish(log, &decided).await?;
@@ -326,6 +354,15 @@ async fn propose(
 struct Absent {
     units: BTreeSet<Identity>,
     sequencers: BTreeSet<Identity>,
+}
+
+impl Absent {
+    /// Whether appends cannot go on without one of them.
+    fn matters_to(&self, layout: &Layout) -> bool {
+        let mut open = layout.open_segment().chains.iter();
+        self.sequencers.contains(&layout.sequencer.identity)
+            || open.any(|chain| chain.units.iter().any(|unit| self.units.contains(unit)))
+    }
 }
 
 /// Looks who is really gone, and whether a change can succeed, before anything is sealed: seals stop service, so a wrong

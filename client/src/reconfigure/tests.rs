@@ -192,3 +192,24 @@ async fn a_unit_leaves_by_hand_and_the_last_one_does_not() {
     assert_eq!(records(&log).await, numbers(8));
     assert!(cluster.layout().term >= term);
 }
+
+/// H29: whoever did not hear a unit twice, and hears it when the change is about to begin, changes nothing: nobody confirmed
+/// that anything is wrong.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_is_back_before_a_change_begins_makes_no_term() {
+    let cluster = Cluster::new(1, 3, 1);
+    let log = cluster.client(Role::Control);
+    fill_up(&log, 0, 3).await;
+    let term = cluster.layout().term;
+    let mut looks = 0;
+    cluster.rule(move |server, request| {
+        let look = server == "u-01" && matches!(request, Request::Describe);
+        looks += u32::from(look);
+        (look && looks <= 2).then_some(Fault::LoseRequest)
+    });
+    mend(&log, "a test").await.unwrap();
+
+    assert_eq!(cluster.layout().term, term);
+    assert_eq!(cluster.count(|seen| seen.request.verb() == "seal"), 0);
+    assert_eq!(open(&cluster).len(), 3);
+}
