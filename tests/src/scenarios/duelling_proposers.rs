@@ -40,6 +40,11 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
             spares: random.below(2),
             stripe_width: 4,
         };
+        // With a disk that forgets beside one that is gone, what is lost is lost.
+        let profile = Profile {
+            lying: false,
+            ..profile
+        };
         let cluster = match Cluster::start(&world, &profile, &shape).await {
             Ok(cluster) => cluster,
             Err(why) => return world.violation(format!("the cluster does not start: {why}")),
