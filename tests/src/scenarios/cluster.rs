@@ -57,7 +57,7 @@ pub struct Cluster {
     pub servers: Vec<Vec<NodeId>>,
     /// Where the layout servers listen.
     pub layout: Vec<Address>,
-    drives: BTreeMap<NodeId, Arc<Drive>>,
+    drives: Drives,
 }
 
 /// A disk that fails as the profile says, and tells who waits for it when the power is gone.
@@ -87,7 +87,6 @@ impl Drive {
             lies,
             power: Arc::new(Power::default()),
         };
-        drive.fail_as_said(&drive.disk());
         drive
     }
 
@@ -103,6 +102,7 @@ impl Drive {
         *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
     }
 
+    /// To be called when it is decided what may fail, and of each disk that comes later.
     fn fail_as_said(&self, disk: &MemoryDisk) {
         let (random, world) = (
             self.world.random(&format!("disk of {}", self.of)),
@@ -285,6 +285,19 @@ impl Cluster {
         })
     }
 
+    /// The units that have to be there all the time, because they share a chain with one whose disk lies: it would go on
+    /// without them, and what it then forgets is lost.
+    pub fn needed(&self) -> Vec<NodeId> {
+        let lies = |id: &NodeId| self.drives[id].lies;
+        let units = &self.servers[2];
+        let some = units.iter().any(lies);
+        units
+            .iter()
+            .copied()
+            .filter(|id| some && !lies(id))
+            .collect()
+    }
+
     /// An empty disk takes the place of the one that server `id`, which is down, had.
     ///
     /// # Panics
@@ -334,6 +347,7 @@ impl Builder<'_> {
     fn add_layout_servers(&self, names: &[String]) -> (Vec<NodeId>, Drives) {
         let add = |text: &String| {
             let drive = Arc::new(Drive::new(self.world, self.profile, text, false));
+            drive.fail_as_said(&drive.disk());
             let machine = LayoutMachine {
                 cluster: self.world.cluster(),
                 config: layout_config(text, &self.layout),
@@ -364,7 +378,11 @@ impl Builder<'_> {
         let liar = self.random.below(replicas as u64) as usize;
         let add = |(number, text): (usize, &String)| {
             let lies = self.profile.lying && replicas > 1 && number % replicas == liar;
-            let drive = Arc::new(Drive::new(self.world, self.profile, text, lies));
+            let mut drive = Drive::new(self.world, self.profile, text, lies);
+            // Where one disk of a chain lies, the others' machines keep their power.
+            drive.torn &= lies || !self.profile.lying || replicas == 1;
+            drive.fail_as_said(&drive.disk());
+            let drive = Arc::new(drive);
             let machine = UnitMachine {
                 config: self.unit_config(text),
                 file_bytes,
