@@ -79,15 +79,14 @@ struct Power {
 
 impl Drive {
     fn new(world: &World, profile: &Profile, of: &str, lies: bool) -> Self {
-        let drive = Self {
+        Self {
             world: world.clone(),
             of: of.to_owned(),
             disk: Mutex::new(MemoryDisk::new(DISK_BYTES)),
             torn: profile.torn,
             lies,
             power: Arc::new(Power::default()),
-        };
-        drive
+        }
     }
 
     fn disk(&self) -> MemoryDisk {

@@ -68,7 +68,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
         let nemesis = Nemesis::start(&world, &profile, &targets);
         let cluster = Arc::new(cluster);
         let mut fate = Fate::new(&world, &workload, &cluster, &profile);
-        for _ in 0..1 + random.below(4) {
+        for _ in 0..=random.below(4) {
             fate.strike().await;
         }
         world
@@ -263,8 +263,11 @@ impl Fate {
     }
 }
 
+/// Which request somebody dies at, and how that is counted.
+type Moment = (fn(&Request) -> bool, &'static str);
+
 /// Sometimes the moment is one that takes a guard.
-fn moment(random: &Random) -> Option<(fn(&Request) -> bool, &'static str)> {
+fn moment(random: &Random) -> Option<Moment> {
     match random.below(10) {
         0 => Some((is_copy, "struck at a copy")),
         1 => Some((is_seal, "struck at a seal")),

@@ -557,7 +557,7 @@ fn blame(state: &mut State, server: NodeId, text: &str, head: &ReplyHead) {
             LayoutReply::Promised(_) | LayoutReply::Accepted { .. }
         ))
     );
-    if votes && state.node(server).voteless {
+    if votes && state.voteless.contains(&server) {
         state.blame(format!("A3: {text}: it has no vote"));
     }
     if let Err(

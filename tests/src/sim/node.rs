@@ -40,8 +40,6 @@ pub(super) struct Node {
     pub(super) buried: bool,
     /// It crashes when it has sent so many more requests.
     pub(super) requests_left: Option<u64>,
-    /// A layout server that may not vote (any more).
-    pub(super) voteless: bool,
     /// Until then it neither receives nor sends.
     pub(super) frozen_until_us: u64,
 }

@@ -50,6 +50,8 @@ pub(super) struct State {
     pub(super) trace: Trace,
     /// The end that the first seal of each term told.
     pub(super) seals: BTreeMap<Term, Position>,
+    /// Layout servers that may not vote (any more).
+    pub(super) voteless: BTreeSet<NodeId>,
     /// Who waits for which request.
     pub(super) trap: Option<Trap>,
     queue: BinaryHeap<Reverse<Due>>,
@@ -169,6 +171,7 @@ impl World {
                 held_until: BTreeMap::new(),
                 trace: Trace::new(print),
                 seals: BTreeMap::new(),
+                voteless: BTreeSet::new(),
                 trap: None,
                 queue: BinaryHeap::new(),
                 sent: 0,
@@ -269,7 +272,6 @@ impl World {
             starting: false,
             buried: false,
             requests_left: None,
-            voteless: false,
             frozen_until_us: 0,
         };
         let mut state = self.0.lock();
@@ -391,7 +393,7 @@ impl World {
 
     /// From now on it is a violation if layout server `id` promises or accepts anything.
     pub fn take_vote(&self, id: NodeId) {
-        self.0.lock().node_mut(id).voteless = true;
+        self.0.lock().voteless.insert(id);
     }
 
     /// Waits until a request that `matches` has arrived anywhere, the one after `others`.
