@@ -1,6 +1,6 @@
 //! A client's hold on the log: what all its operations share, and how it carries on after trouble.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +19,9 @@ use crate::marks::Marks;
 use crate::options::Options;
 use crate::reconfigure;
 use crate::trouble::{Next, Patience, Trouble, Unavailable};
+
+/// Before a client brings the cluster to full strength, and between its tries: doubling, from the first to the last.
+const ATTEND: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(64));
 
 /// The end of the log, and where some streams end.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -59,6 +62,9 @@ pub(crate) struct Shared {
     mending: tokio::sync::Mutex<()>,
     /// How many attempts to mend have ended.
     mended: AtomicU64,
+    pub(crate) changes: reconfigure::Changes,
+    /// Whether this client brings the cluster back to full strength.
+    attending: AtomicBool,
     /// When this client last reported a server it suspects.
     suspected: Mutex<Option<Moment>>,
     pub(crate) turns: AtomicU64,
@@ -86,6 +92,8 @@ impl Log {
             latency_us: AtomicU64::new(2_000),
             mending: tokio::sync::Mutex::new(()),
             mended: AtomicU64::new(0),
+            changes: reconfigure::Changes::default(),
+            attending: AtomicBool::new(false),
             suspected: Mutex::new(None),
             turns: AtomicU64::new(0),
             gathering: Gathering::default(),
@@ -362,6 +370,7 @@ impl Log {
                 self.mend(patience, term, &failure).await;
             }
             (Next::Mend | Next::Restore, _) => self.mend(patience, term, &failure).await,
+            (Next::Look, _) => self.mend(patience, term, &failure).await,
             (Next::Again, _) => {
                 if patience.waited() > self.options.call {
                     self.mend(patience, term, &failure).await;
@@ -400,6 +409,9 @@ impl Log {
                 tracing::debug!(%error, "could not mend");
             }
             self.shared.mended.fetch_add(1, Ordering::Relaxed);
+            if self.options.mend {
+                self.attend();
+            }
         };
         if self.shared.host.clock.within(limit, attempt).await.is_err() {
             tracing::debug!(%term, "mending took longer than the operation may");
@@ -420,8 +432,53 @@ impl Log {
             self.suspect(failure).await;
             return Ok(());
         }
-        reconfigure::mend(self, "a server was restarted, or a term was left half done").await?;
+        let why = failure.to_string();
+        reconfigure::mend(self, &why, failure.server().as_ref()).await?;
         Ok(())
+    }
+
+    /// The last changes of layout that this client brought about, oldest first.
+    pub fn changes(&self) -> Vec<reconfigure::Phases> {
+        self.shared.changes.all()
+    }
+
+    /// Brings the cluster back to full strength in the background, if it lacks something that can be had: spares take the
+    /// places of units that left, and get what was closed before. For control clients; once at a time.
+    pub fn attend(&self) {
+        let known = self.shared.layouts.known();
+        if !self.may(Role::Control)
+            || !known.is_some_and(|known| reconfigure::is_short(&known.layout))
+            || self.shared.attending.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        let log = self.clone();
+        self.shared.host.tasks.spawn(async move {
+            log.attend_until_whole().await;
+            log.shared.attending.store(false, Ordering::Relaxed);
+        });
+    }
+
+    async fn attend_until_whole(&self) {
+        let Host { clock, random, .. } = self.host();
+        let mut pause = ATTEND.0;
+        while pause <= ATTEND.1 {
+            clock.sleep(random.jittered(pause)).await;
+            match reconfigure::heal_unattended(self, "the cluster was not at full strength").await {
+                Ok(healed) => {
+                    let known = self.shared.layouts.known();
+                    if !known.is_some_and(|known| reconfigure::is_short(&known.layout)) {
+                        return;
+                    }
+                    if healed.is_some() {
+                        pause = ATTEND.0;
+                        continue;
+                    }
+                }
+                Err(error) => tracing::info!(%error, "not at full strength yet"),
+            }
+            pause *= 2;
+        }
     }
 
     /// Puts back what any unit holds of `span`, or asks others to: damage in the open segment needs a later term first.

@@ -56,6 +56,8 @@ impl Unavailable {
 pub(crate) enum Next {
     /// Try the same again after a pause; the layout may have changed meanwhile.
     Again,
+    /// A server does not answer, or says that it cannot: a control client looks whether others find so too.
+    Look,
     /// A newer layout is there, or must be: read it.
     Refresh,
     /// A server was restarted, or a term is half done: a control client mends it, others wait for one.
@@ -72,7 +74,7 @@ impl Next {
             Failure::Call(CallError::Protocol { .. }) => Self::GiveUp,
             Failure::Call(
                 CallError::NotSent { .. } | CallError::Lost { .. } | CallError::Deadline { .. },
-            ) => Self::Again,
+            ) => Self::Look,
             Failure::Refused { refusal, .. } => match refusal {
                 Refusal::StaleTerm { .. } | Refusal::Decided { .. } => Self::Refresh,
                 Refusal::WrongIncarnation { .. }
@@ -88,8 +90,8 @@ impl Next {
                 | Refusal::Behind { .. }
                 | Refusal::TermJump { .. }
                 // A trim came first: a second look says trimmed.
-                | Refusal::Trimmed { .. }
-                | Refusal::DiskFailed { .. } => Self::Again,
+                | Refusal::Trimmed { .. } => Self::Again,
+                Refusal::DiskFailed { .. } => Self::Look,
                 Refusal::WrongCluster { .. }
                 | Refusal::WrongRole { .. }
                 | Refusal::OutOfWindow { .. }
@@ -225,6 +227,6 @@ mod tests {
             peer: "u-1".to_owned(),
             why: "reset".to_owned(),
         };
-        assert_eq!(Next::after(&Failure::Call(lost)), Next::Again);
+        assert_eq!(Next::after(&Failure::Call(lost)), Next::Look);
     }
 }

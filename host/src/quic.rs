@@ -12,7 +12,8 @@
 //! - Q2 Hostile bytes cost their connection and nothing else. Every wait on a peer has a limit.
 //! - Q3 A call during back-off fails at once with the last reason: its caller knows better than to wait, it may have
 //!   another server to ask. While a first attempt is under way, calls wait for it within their deadline.
-//! - Q4 A connection over which nothing at all came back for a while after a deadline passed takes no more calls.
+//! - Q4 A connection over which nothing at all comes for a while though calls wait is given up, and they are told.
+//!   A slow server is not silent: what is sent to ask it is acknowledged, whatever its disk does.
 
 mod bytes;
 mod calls;
@@ -57,8 +58,10 @@ const CHUNKS: usize = 32;
 /// Replies handed out at once. What they lead to is sent off before more are: else a caller that always has hundreds of
 /// calls in flight and its server would work in turn, and never at the same time.
 const REPLIES: usize = 128;
-/// Heard nothing for this long after a deadline passed: the other end is taken for dead (Q4).
-const SILENCE: Duration = Duration::from_millis(250);
+/// How often a connection over which calls wait is looked at (Q4).
+const LISTEN: Duration = Duration::from_millis(50);
+/// What asks a quiet connection for a sign of life.
+const ASK: &[u8] = b"?";
 /// A connection that broke sooner than this counts as a failed attempt.
 const SHORT_LIVED: Duration = Duration::from_secs(1);
 /// The next address of a name is tried after this long, while the ones before still are.
@@ -112,6 +115,9 @@ pub struct TransportOptions {
     pub close_idle_after: Duration,
     /// A connection over which nothing comes for this long is lost.
     pub silence_max: Duration,
+    /// A connection over which calls wait and nothing comes for this long, or for eight of its round trips if they are
+    /// longer, is lost (Q4). Others are told sooner that way than by the deadlines of the calls.
+    pub silence_of_asked: Duration,
     /// How often a quiet connection shows that it is alive.
     pub keep_alive: Duration,
     /// Connections that a server accepts.
@@ -140,6 +146,7 @@ impl Default for TransportOptions {
             back_off_max: Duration::from_secs(1),
             close_idle_after: Duration::from_secs(300),
             silence_max: Duration::from_secs(10),
+            silence_of_asked: Duration::from_millis(250),
             keep_alive: Duration::from_secs(3),
             connections_max: 10_000,
             streams_max: 16,
@@ -179,7 +186,8 @@ impl TransportOptions {
             .stream_receive_window(VarInt::from_u32(self.window_bytes))
             .receive_window(VarInt::from_u32(self.window_bytes.saturating_mul(2)))
             .send_window(u64::from(self.window_bytes))
-            .datagram_receive_buffer_size(None)
+            // Nobody reads datagrams, they are sent to be acknowledged (Q4): this much is kept, then the oldest are dropped.
+            .datagram_receive_buffer_size(Some(1_024))
             .initial_rtt(Duration::from_millis(100))
             .initial_mtu(1_200)
             .mtu_discovery_config(Some(discovery))
@@ -765,9 +773,9 @@ impl Inner {
             self.tasks
                 .spawn(read_replies(link.clone(), lane.clone(), receive));
             let clock = self.clock.clone();
-            let idle = self.options.close_idle_after;
+            let limits = (self.options.silence_of_asked, self.options.close_idle_after);
             self.tasks
-                .spawn(watch_deadlines(link.clone(), lane.clone(), clock, idle));
+                .spawn(watch_deadlines(link.clone(), lane.clone(), clock, limits));
         }
         link
     }
@@ -899,31 +907,32 @@ fn id_of(head: &[u8]) -> Option<u64> {
 }
 
 /// Ends calls at their deadlines, gives a silent connection up (Q4), and closes an idle one.
-async fn watch_deadlines(link: Arc<Link>, lane: Arc<Lane>, clock: Clock, idle: Duration) {
-    let heard = || link.connection.stats().udp_rx.datagrams;
-    let mut suspected: Option<(Moment, u64)> = None;
+async fn watch_deadlines(
+    link: Arc<Link>,
+    lane: Arc<Lane>,
+    clock: Clock,
+    (silence, idle): (Duration, Duration),
+) {
+    let mut listened = Listened::default();
     while lane.failed().is_none() {
         let now = clock.now();
-        let (expired, soonest) = lane.expire(now);
-        if expired > 0 && suspected.is_none() {
-            suspected = Some((now.plus(SILENCE), heard()));
-        }
-        if let Some((until, before)) = suspected
-            && until <= now
-        {
-            suspected = None;
-            if heard() == before {
-                link.retired.store(true, Ordering::Relaxed);
-            }
-        }
+        let (_, soonest) = lane.expire(now);
         let (waiting, calls) = lane.usage();
-        if link.retired.load(Ordering::Relaxed) && waiting == 0 {
-            Close::Idle.connection(&link.connection, "no sign of life");
+        let stats = link.connection.stats();
+        let quiet = listened.quiet(now, waiting > 0, stats.udp_rx.datagrams);
+        if quiet >= silence.max(stats.path.rtt * 8) {
+            link.retired.store(true, Ordering::Relaxed);
+            lane.fail(&"nothing was heard from it, not even that it got what it was sent".into());
+            Close::Silent.connection(&link.connection, "no sign of life");
             return;
         }
-        let check = suspected.map(|(until, _)| until);
-        let wake = soonest.into_iter().chain(check).min();
-        let sleep = wake.map_or(idle, |wake| wake.since(now).min(idle));
+        if !quiet.is_zero() {
+            // It fails only on a connection that is over.
+            let _ = link.connection.send_datagram(Bytes::from_static(ASK));
+        }
+        let listen = (waiting > 0).then_some(LISTEN);
+        let due = soonest.map(|soonest| soonest.since(now));
+        let sleep = due.into_iter().chain(listen).fold(idle, Duration::min);
         let slept = tokio::select! {
             biased;
             () = lane.sooner() => false,
@@ -934,6 +943,30 @@ async fn watch_deadlines(link: Arc<Link>, lane: Arc<Lane>, clock: Clock, idle: D
             Close::Idle.connection(&link.connection, "no calls");
             return;
         }
+    }
+}
+
+/// What was heard over a connection while calls waited (Q4).
+#[derive(Debug, Default)]
+struct Listened {
+    looked: Option<Moment>,
+    datagrams: u64,
+    quiet: Duration,
+}
+
+impl Listened {
+    /// Notes a look at `now` that found so many `datagrams` received since the connection began: for how long none has come
+    /// though calls waited. No two looks are taken to be far apart: a process that was stopped has had no chance to hear.
+    fn quiet(&mut self, now: Moment, waiting: bool, datagrams: u64) -> Duration {
+        let since = self.looked.map(|looked| now.since(looked).min(LISTEN));
+        self.looked = Some(now);
+        if waiting && datagrams == self.datagrams {
+            self.quiet += since.unwrap_or_default();
+        } else {
+            self.quiet = Duration::ZERO;
+        }
+        self.datagrams = datagrams;
+        self.quiet
     }
 }
 

@@ -27,6 +27,8 @@ use milonga_wire::{
 
 /// Suspects under probe at a time: a layout server need not have an opinion on half a data centre at once.
 const SUSPECTS_MAX: usize = 256;
+/// How many times longer a durable write may take than a sign of life.
+const SLOWER: u32 = 4;
 /// Requests for opinions that may wait at a time.
 const WAITING_MAX: usize = 4_096;
 
@@ -106,11 +108,16 @@ impl Suspect {
         }
     }
 
-    /// The probe: of a unit with a durable write, since there are disks that answer everything but that.
-    pub(crate) fn probe(&self) -> Request {
+    /// The probe: what it is asked, one after the other, and how much longer than for a sign of life each is waited for.
+    /// A unit is probed with a durable write at the end, since there are disks that answer everything but that; but one that
+    /// is there and busy is not taken for dead.
+    pub(crate) fn probe(&self) -> Vec<(Request, u32)> {
         match self.kind {
-            Kind::LogUnit => Request::Unit(UnitRequest::Probe),
-            Kind::Sequencer => Request::Sequencer(SequencerRequest::Probe),
+            Kind::LogUnit => vec![
+                (Request::Describe, 1),
+                (Request::Unit(UnitRequest::Probe), SLOWER),
+            ],
+            Kind::Sequencer => vec![(Request::Sequencer(SequencerRequest::Probe), 1)],
             Kind::Layout => unreachable!("E3: no layout server is a suspect"),
         }
     }
@@ -122,7 +129,10 @@ impl Suspect {
             Err(error) => return Some(error.to_string()),
         };
         match (self.kind, reply) {
-            (Kind::LogUnit, Ok(Reply::Unit(UnitReply::Probed)))
+            (Kind::LogUnit, Ok(Reply::Described(said))) if said.identity != self.identity => {
+                Some(format!("{} runs on another directory", self.name))
+            }
+            (Kind::LogUnit, Ok(Reply::Described(_) | Reply::Unit(UnitReply::Probed)))
             | (Kind::Sequencer, Ok(Reply::Sequencer(SequencerReply::Probed { .. }))) => None,
             (_, Ok(_)) => Some(format!(
                 "{} answers another request than it was sent",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use metrics::{Counter as Count, counter};
 use milonga_host::{CallError, Clock, Host, Network, Responder, WeakTasks, net};
 use milonga_wire::{
-    ClusterId, LayoutReply, Payload, Refusal, Reply, RequestHead, ServerName, Term,
+    ClusterId, LayoutReply, Payload, Refusal, Reply, Request, RequestHead, ServerName, Term,
 };
 
 use crate::Config;
@@ -99,20 +99,37 @@ impl Shared {
         }
     }
 
-    /// What is wrong with `suspect`. A connection that breaks may have led to a process that is gone, so it is tried again
-    /// while there is time: a restarted server is alive.
+    /// What is wrong with `suspect`.
     async fn probe(&self, suspect: &Suspect, term: Term) -> Option<String> {
+        for (request, longer) in suspect.probe() {
+            let answer = self.ask(suspect, term, request, self.within * longer).await;
+            if let Some(why) = suspect.trouble(answer) {
+                return Some(why);
+            }
+        }
+        None
+    }
+
+    /// A connection that breaks may have led to a process that is gone, so it is tried again while there is time: a
+    /// restarted server is alive.
+    async fn ask(
+        &self,
+        suspect: &Suspect,
+        term: Term,
+        request: Request,
+        within: Duration,
+    ) -> Result<net::Response, CallError> {
         let (began, pause) = (self.clock.now(), self.within / PAUSES);
         loop {
-            let left = self.within.saturating_sub(self.clock.now().since(began));
-            let answer = self.call(suspect, term, left).await;
+            let left = within.saturating_sub(self.clock.now().since(began));
+            let answer = self.call(suspect, term, request.clone(), left).await;
             let broke = matches!(
                 answer,
                 Err(CallError::NotSent { .. } | CallError::Lost { .. })
             );
             let passed = self.clock.now().since(began);
-            if !broke || passed + pause * 2 > self.within {
-                return suspect.trouble(answer);
+            if !broke || passed + pause * 2 > within {
+                return answer;
             }
             self.clock.sleep(pause).await;
         }
@@ -122,14 +139,16 @@ impl Shared {
         &self,
         suspect: &Suspect,
         term: Term,
+        request: Request,
         within: Duration,
     ) -> Result<net::Response, CallError> {
+        let to = (request != Request::Describe).then(|| suspect.target());
         let head = RequestHead {
             id: 0,
             cluster: self.cluster,
-            to: Some(suspect.target()),
+            to,
             term,
-            request: suspect.probe(),
+            request,
         };
         let payload = Payload::new();
         let request = net::Request { head, payload };

@@ -1,16 +1,18 @@
 //! The caretaker: an ordinary control client beside a layout server, for when nobody else looks after the cluster.
 //!
-//! It looks around twice a second. Where a term is half done, a server was restarted or nobody issues positions, it
-//! mends; holes that readers reported, it settles. Several caretakers may do so at once: each step is idempotent, and
-//! their looks are jittered so that one of them is usually first.
+//! It looks around twice a second, and at once when a client suspects a server. Where a term is half done, or a server
+//! that is needed was restarted or is gone, it mends; where the cluster is not at full strength, it heals; holes that
+//! readers reported, it settles. Several caretakers may do so at once: each step is idempotent, and their looks are
+//! jittered so that one of them is usually first.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use milonga_client::{Log, Options, reconfigure};
 use milonga_host::{CredentialFiles, Host, Moment};
-use milonga_layout::Reports;
-use milonga_wire::{Address, Decided, Position, Report, Role, Span};
+use milonga_layout::{Noted, Reports};
+use milonga_wire::{Address, Decided, Position, Report, Role, ServerName, Span};
 
 use crate::failure::{Failure, Outcome};
 use crate::look::Sight;
@@ -89,9 +91,15 @@ impl Caretaker {
                 .clock
                 .within(pause, self.reports.next())
                 .await;
+            let (suspects, holes) = sorted(told.into_iter().flatten());
+            for suspect in suspects {
+                self.mend(None, Some(&suspect)).await;
+            }
             self.look().await;
-            for noted in told.into_iter().flatten() {
-                self.heed(noted.report).await;
+            for span in holes {
+                if let Err(error) = self.settle(span).await {
+                    tracing::debug!(%error, %span, "reported holes were not settled");
+                }
             }
         }
     }
@@ -104,6 +112,7 @@ impl Caretaker {
         let waits = |failed: &Failed| failed.seen == sight.standings() && now < failed.again;
         if !sight.needs_mending() {
             self.failed = None;
+            self.log.attend();
         } else if !self.failed.as_ref().is_some_and(waits) {
             self.look_twice().await;
         }
@@ -117,7 +126,8 @@ impl Caretaker {
         if let Some(sight) = self.sight().await
             && sight.needs_mending()
         {
-            self.mend(sight.standings()).await;
+            let suspect = sight.broken();
+            self.mend(Some(sight.standings()), suspect.as_ref()).await;
         }
     }
 
@@ -131,13 +141,21 @@ impl Caretaker {
         Ok(self.log.with_deadline(PAUSE).newest_layout().await?)
     }
 
-    async fn mend(&mut self, seen: Standings) {
-        match reconfigure::mend(&self.log, "the caretaker found it in trouble").await {
+    /// Mends what was `seen`, or looks after a server that a client suspects.
+    async fn mend(&mut self, seen: Option<Standings>, suspect: Option<&ServerName>) {
+        let why = match suspect {
+            Some(name) => format!("{name} was found in trouble"),
+            None => "servers were restarted or gone, or a term was half done".to_owned(),
+        };
+        match reconfigure::mend(&self.log, &why, suspect).await {
             Ok(decided) => {
                 tracing::info!(term = %decided.layout.term, "mended");
                 self.failed = None;
             }
             Err(error) => {
+                let Some(seen) = seen else {
+                    return tracing::info!(%error, why, "nothing was changed");
+                };
                 let before = self.failed.take().filter(|failed| failed.seen == seen);
                 let pause = before.map_or(RETRY.0, |failed| (failed.pause * 2).min(RETRY.1));
                 tracing::info!(%error, again_in = ?pause, "could not be mended");
@@ -147,18 +165,7 @@ impl Caretaker {
         }
     }
 
-    /// Reading settles. What a report says of servers was just looked at.
-    async fn heed(&self, report: Report) {
-        let Report::Holes { spans, .. } = report else {
-            return;
-        };
-        for span in spans {
-            if let Err(error) = self.settle(span).await {
-                tracing::debug!(%error, %span, "reported holes were not settled");
-            }
-        }
-    }
-
+    /// Reading settles.
     async fn settle(&self, span: Span) -> Result<(), milonga_client::ReadError> {
         let end = Position(span.end.0.min(span.start.0.saturating_add(SETTLED_MAX)));
         let mut rest = Span::new(span.start, end);
@@ -169,4 +176,18 @@ impl Caretaker {
         }
         Ok(())
     }
+}
+
+/// The servers that are suspected, each once, and the holes.
+fn sorted(told: impl Iterator<Item = Noted>) -> (BTreeSet<ServerName>, Vec<Span>) {
+    let (mut suspects, mut holes) = (BTreeSet::new(), vec![]);
+    for noted in told {
+        match noted.report {
+            Report::Suspect { server, .. } => {
+                suspects.insert(server);
+            }
+            Report::Holes { spans, .. } => holes.extend(spans),
+        }
+    }
+    (suspects, holes)
 }

@@ -192,7 +192,7 @@ impl From<BenchError> for Failure {
             BenchError::Append(error) => (*error).into(),
             BenchError::Read(error) => error.into(),
             BenchError::Nothing { .. } => Self::new(Code::Unavailable, error),
-            BenchError::Baseline(_) => Self::failed(error),
+            BenchError::Baseline(_) | BenchError::OwnCluster => Self::failed(error),
         }
     }
 }
@@ -255,17 +255,16 @@ impl From<CallError> for Failure {
 impl From<ChangeError> for Failure {
     fn from(error: ChangeError) -> Self {
         let code = match &error {
-            ChangeError::Plan(PlanError::TooManySegments) | ChangeError::Stuck { .. } => {
-                Code::Failed
-            }
+            ChangeError::Plan(PlanError::TooManySegments | PlanError::Refused(_))
+            | ChangeError::Stuck { .. } => Code::Failed,
             ChangeError::Server(failure) => code_of_server(failure),
             ChangeError::Plan(_)
             | ChangeError::Layouts(_)
             | ChangeError::NoSequencer(_)
             | ChangeError::Outranked
-            | ChangeError::Unproved(_)
-            | ChangeError::Unconfirmed(_)
             | ChangeError::Copy(_)
+            | ChangeError::Unconfirmed(_)
+            | ChangeError::Unproved(_)
             | ChangeError::NoMajority { .. } => Code::Unavailable,
         };
         let hint = match code {

@@ -1,12 +1,13 @@
 //! A look at every server of a layout: who answers, as which process start, in which term.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use milonga_host::{Host, Peer};
 use milonga_wire::{
-    ClusterId, Description, Kind, Layout, LayoutReply, LayoutRequest, Payload, Reply, Request,
-    RequestHead, Server, Target, Term,
+    ClusterId, Description, Identity, Kind, Layout, LayoutReply, LayoutRequest, Payload, Reply,
+    Request, RequestHead, Server, ServerName, Target, Term,
 };
 
 /// What one server said of itself.
@@ -50,6 +51,8 @@ pub(crate) struct Sight {
     pub(crate) units: Vec<Seen>,
     /// Its spares.
     pub(crate) spares: Vec<Seen>,
+    /// The log units of its open segment.
+    open: BTreeSet<Identity>,
 }
 
 impl Sight {
@@ -82,17 +85,40 @@ impl Sight {
             standbys,
             units,
             spares,
+            open: layout
+                .open_segment()
+                .chains
+                .iter()
+                .flat_map(|chain| chain.units.iter().copied())
+                .collect(),
         }
     }
 
-    /// Whether a control client has something to do: a term is half done, a server was restarted, or nobody issues
-    /// positions. A unit that does not answer is not for it to mend: it must come back.
+    /// Whether a control client has something to do: a term is half done, a server was restarted, a disk failed, or nobody
+    /// issues positions or takes records where somebody must.
     pub(crate) fn needs_mending(&self) -> bool {
         let restarted = |seen: &Seen| seen.said.is_ok() && !seen.is_as_listed();
         let elsewhere = |seen: &Seen| matches!(&seen.said, Ok(said) if said.term != self.term || said.state != "serving");
-        let silent = self.sequencer.said.is_err();
+        let is_needed = |seen: &Seen| self.open.contains(&seen.listed.identity);
+        let silent = |seen: &Seen| seen.said.is_err();
         let listed = || self.units.iter().chain([&self.sequencer]);
-        silent || listed().any(|seen| restarted(seen) || elsewhere(seen) && !is_broken(seen))
+        silent(&self.sequencer)
+            || self
+                .units
+                .iter()
+                .any(|unit| silent(unit) && is_needed(unit))
+            || self.broken().is_some()
+            || listed().any(|seen| restarted(seen) || elsewhere(seen) && !is_broken(seen))
+    }
+
+    /// A log unit of an open chain whose disk failed.
+    pub(crate) fn broken(&self) -> Option<ServerName> {
+        let failed = |seen: &&Seen| matches!(&seen.said, Ok(said) if said.state == "failed");
+        let mut open = self
+            .units
+            .iter()
+            .filter(|unit| self.open.contains(&unit.listed.identity));
+        open.find(failed).map(|unit| unit.listed.name.clone())
     }
 
     /// What distinguishes this sight from another.

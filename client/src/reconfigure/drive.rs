@@ -8,19 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use milonga_host::Moment;
 use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX, TEXT_BYTES_MAX};
 use milonga_wire::{
     Acceptance, Before, BootstrapPage, Decided, Description, Identity, InvalidLayout, Kind, Layout,
     LayoutReply, LayoutRequest, Origin, Payload, Position, Rank, Refusal, Sealed, SequencerReply,
-    SequencerRequest, Server, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
+    SequencerRequest, Server, ServerName, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
 };
 
 use crate::calls::{Failure, peer, unexpected};
 use crate::chain::ChainError;
 use crate::layouts::LayoutsError;
 use crate::log::Log;
-use crate::reconfigure::opinion;
+use crate::reconfigure::phases::Phases;
 use crate::reconfigure::plan::{Change, PlanError, Seals, next};
+use crate::reconfigure::survey::Survey;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -88,117 +90,65 @@ impl From<ChainError> for ChangeError {
     }
 }
 
-/// What a look at all servers of the newest layout shows.
-#[derive(Debug)]
-struct Look {
-    known: Decided,
-    /// A layout of the next term was accepted, or a unit or the sequencer is sealed for it: someone is at it, or died over it.
-    half_done: bool,
-    /// A unit or the sequencer runs in another process start than the layout lists.
-    restarted: bool,
-    /// Log units that do not answer.
-    silent: BTreeSet<Identity>,
-    /// The sequencer does not answer.
-    no_sequencer: bool,
-}
-
-impl Look {
-    fn is_well(&self) -> bool {
-        !self.half_done && !self.restarted && !self.no_sequencer && self.silent.is_empty()
-    }
-}
-
 /// Looks again at a cluster that gave trouble, and does what is missing: finishes a half-done term, makes the next one if
 /// a server was restarted or is gone, teaches layout servers what they missed. Changes nothing in a cluster that is well.
+/// `suspect` is the server that gave the trouble, if it was one.
 ///
-/// A log unit or a sequencer that does not answer is left out only if a majority of the layout servers does not reach it
-/// either (H29), and where other servers were restarted as well it is given time to come back.
+/// A log unit or a sequencer is left out only if a majority of the layout servers finds it in trouble too (H29), and where
+/// other servers were restarted as well it is given time to come back.
 ///
 /// # Errors
 /// [`ChangeError`].
-pub async fn mend(log: &Log, why: &str) -> Result<Arc<Decided>, ChangeError> {
+pub async fn mend(
+    log: &Log,
+    why: &str,
+    suspect: Option<&ServerName>,
+) -> Result<Arc<Decided>, ChangeError> {
     let host = log.host();
-    let mut seen = look(log).await?;
-    let term = seen.known.layout.term;
+    let (mut known, mut survey) = look(log, suspect).await?;
+    let term = known.layout.term;
     let began = host.clock.now();
-    // Another proposer may be at work, one message was lost, or everything is being started: a moment, and another look
-    // (H19, H29).
-    while seen.half_done || seen.no_sequencer || !seen.silent.is_empty() {
-        let patience = if seen.restarted {
+    // Another proposer may be at work, or everything is being started: a moment, and another look (H19).
+    while survey.half_done || survey.restarted && survey.lacks_some() {
+        let patience = if survey.restarted {
             STARTING
         } else {
             Duration::ZERO
         };
         host.clock.sleep(host.random.jittered(PAUSE)).await;
-        seen = look(log).await?;
-        if seen.known.layout.term > term {
-            finish(log, &seen.known).await?;
-            return Ok(Arc::new(seen.known));
+        (known, survey) = look(log, suspect).await?;
+        if known.layout.term > term {
+            finish(log, &known).await?;
+            return Ok(Arc::new(known));
         }
         if host.clock.now().since(began) >= patience {
             break;
         }
     }
-    if seen.is_well() {
-        teach_all(log, &seen.known).await;
-        finish(log, &seen.known).await?;
-        return Ok(Arc::new(seen.known));
+    if survey.is_well() {
+        teach_all(log, &known).await;
+        finish(log, &known).await?;
+        return Ok(Arc::new(known));
+    }
+    if let Some(name) = survey.far.first()
+        && !survey.needs_a_term()
+    {
+        return Err(ChangeError::Unconfirmed(name.to_string()));
     }
     let change = Change {
         heal: true,
         ..Change::default()
     };
-    // Silence alone is no reason: those that were silent may be back, or only this client may not hear them (H29).
-    let reason = if seen.half_done || seen.restarted {
-        Reason::Given
-    } else {
-        Reason::Absence
-    };
-    make_for(log, reason, term, &change, why).await
+    make_after(log, term, &change, why, Some(survey)).await
 }
 
-/// Why there has to be a next term.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-enum Reason {
-    /// It was asked for, or a server cannot go on in this one.
-    Given,
-    /// Servers were silent: only if a majority of the layout servers confirms that one of them is gone.
-    Absence,
-}
-
-async fn look(log: &Log) -> Result<Look, ChangeError> {
+async fn look(log: &Log, suspect: Option<&ServerName>) -> Result<(Decided, Survey), ChangeError> {
     let known = log.shared.layouts.read().await?;
-    let layout = &known.decided.layout;
-    let units = layout.units.iter();
-    let units = join_all(units.map(|unit| describe(log, unit, Kind::LogUnit))).await;
-    let sequencer = describe(log, &layout.sequencer, Kind::Sequencer).await;
-    let accepted = known
-        .standings
-        .iter()
-        .any(|standing| standing.accepted.is_some());
-    let mut servers = units.iter().chain(std::iter::once(&sequencer)).flatten();
-    let sealed_ahead = servers.any(|server| server.term > layout.term);
-    let other_start = |listed: &Server, found: &Result<Description, Failure>| {
-        found
-            .as_ref()
-            .is_ok_and(|found| found.incarnation != listed.incarnation)
-    };
-    let mut each = layout.units.iter().zip(&units);
-    let restarted = each.any(|(listed, found)| other_start(listed, found));
-    let open = &layout.open_segment().chains;
-    let is_needed = |unit: &Server| {
-        open.iter()
-            .any(|chain| chain.units.contains(&unit.identity))
-    };
-    let silent = layout.units.iter().zip(&units);
-    let silent = silent.filter(|(unit, found)| found.is_err() && is_needed(unit));
-    Ok(Look {
-        half_done: accepted || sealed_ahead,
-        restarted: restarted || other_start(&layout.sequencer, &sequencer),
-        silent: silent.map(|(unit, _)| unit.identity).collect(),
-        no_sequencer: sequencer.is_err(),
-        known: known.decided,
-    })
+    let mut standings = known.standings.iter();
+    let accepted = standings.any(|standing| standing.accepted.is_some());
+    let mut survey = Survey::of(log, &known.decided.layout, suspect).await;
+    survey.half_done |= accepted;
+    Ok((known.decided, survey))
 }
 
 /// Makes the next layout now: the same servers in their present process starts, a fresh sequencer.
@@ -230,15 +180,16 @@ pub(crate) async fn make(
     change: &Change,
     why: &str,
 ) -> Result<Arc<Decided>, ChangeError> {
-    make_for(log, Reason::Given, from, change, why).await
+    make_after(log, from, change, why, None).await
 }
 
-async fn make_for(
+/// [`make`], after a survey of the layout of `from` if there was one: what it showed is not looked at again.
+async fn make_after(
     log: &Log,
-    reason: Reason,
     from: Term,
     change: &Change,
     why: &str,
+    mut survey: Option<Survey>,
 ) -> Result<Arc<Decided>, ChangeError> {
     let host = log.host();
     let mut number = 0;
@@ -266,14 +217,25 @@ async fn make_for(
             number,
             proposer: host.random.id(),
         };
-        // Before anything is promised or sealed: who is really gone, and can it succeed at all?
-        let absent = second_look(log, &known.decided.layout, change).await?;
-        if attempt == 0 && reason == Reason::Absence && !absent.matters_to(&known.decided.layout) {
-            return Ok(Arc::new(known.decided));
-        }
-        match propose(log, &known.decided, rank, change, &absent, why).await {
-            Ok(decided) => {
+        // Seals stop service: who is really gone, and whether it can succeed at all, is asked before anything is promised.
+        let old = &known.decided.layout;
+        let survey = match survey.take() {
+            Some(survey) => survey,
+            None => Survey::of(log, old, None).await,
+        };
+        survey.permits(old, change)?;
+        let began = host.clock.now();
+        match propose(log, &known.decided, rank, change, &survey, why).await {
+            Ok((decided, sealed)) => {
+                let voted = host.clock.now();
                 finish(log, &decided).await?;
+                log.shared.changes.note(Phases {
+                    term: decided.layout.term,
+                    began,
+                    seal: sealed.since(began),
+                    decide: voted.since(sealed),
+                    bootstrap: host.clock.now().since(voted),
+                });
                 return Ok(Arc::new(decided));
             }
             Err(Step::Again) => {}
@@ -296,15 +258,15 @@ impl<E: Into<ChangeError>> From<E> for Step {
     }
 }
 
-/// One pass of Paxos over the term after `previous`.
+/// One pass of Paxos over the term after `previous`. With the decision, when the seals were done.
 async fn propose(
     log: &Log,
     previous: &Decided,
     rank: Rank,
     change: &Change,
-    absent: &Absent,
+    survey: &Survey,
     why: &str,
-) -> Result<Decided, Step> {
+) -> Result<(Decided, Moment), Step> {
     let old = &previous.layout;
     let term = old.term.next();
     let promises = ask_all(log, previous, term, &LayoutRequest::Prepare { rank }).await?;
@@ -318,8 +280,9 @@ async fn propose(
     // An accepted layout may be decided already (H21): it is finished, and nothing of it is used before.
     let layout = match accepted {
         Some((_, layout)) => *layout,
-        None => compute(log, old, term, change, absent, why).await?,
+        None => compute(log, old, term, change, survey, why).await?,
     };
+    let sealed = log.host().clock.now();
     let request = LayoutRequest::Propose {
         rank,
         layout: Box::new(layout.clone()),
@@ -346,80 +309,11 @@ async fn propose(
     // Whoever does not hear it learns it from the next client that reads a majority.
     let _ = ask_all(log, previous, term, &learn).await;
     log.shared.layouts.adopt(decided.clone());
-    Ok(decided)
-}
-
-/// Servers that are gone, as a majority of the layout servers confirms.
-#[derive(Debug, Default)]
-struct Absent {
-    units: BTreeSet<Identity>,
-    sequencers: BTreeSet<Identity>,
-}
-
-impl Absent {
-    /// Whether appends cannot go on without one of them.
-    fn matters_to(&self, layout: &Layout) -> bool {
-        let mut open = layout.open_segment().chains.iter();
-        self.sequencers.contains(&layout.sequencer.identity)
-            || open.any(|chain| chain.units.iter().any(|unit| self.units.contains(unit)))
-    }
-}
-
-/// Looks who is really gone, and whether a change can succeed, before anything is sealed: seals stop service, so a wrong
-/// suspicion ends here.
-async fn second_look(log: &Log, old: &Layout, change: &Change) -> Result<Absent, ChangeError> {
-    let mut absent = Absent::default();
-    let units = old
-        .units
-        .iter()
-        .filter(|unit| !change.leave.contains(&unit.identity));
-    let found = units.map(|unit| async move {
-        let silent = present(log, unit, Kind::LogUnit).await.is_err();
-        (
-            unit,
-            silent,
-            silent && opinion::confirmed(log, old, unit, Kind::LogUnit).await,
-        )
-    });
-    for (unit, silent, confirmed) in join_all(found).await {
-        if confirmed {
-            absent.units.insert(unit.identity);
-        } else if silent && !is_closed_only(old, unit) {
-            return Err(ChangeError::Unconfirmed(unit.name.to_string()));
-        }
-    }
-    for chain in &old.open_segment().chains {
-        if chain.units.iter().all(|unit| absent.units.contains(unit)) {
-            let units = old.units_of(chain).map(|unit| unit.name.to_string());
-            return Err(PlanError::Missing(units.collect()).into());
-        }
-    }
-    let sequencers = std::iter::once(&old.sequencer).chain(&old.standbys);
-    let found = join_all(
-        sequencers
-            .map(|server| async move { (server, present(log, server, Kind::Sequencer).await) }),
-    )
-    .await;
-    if found.iter().all(|(_, found)| found.is_err()) {
-        let silent = found.into_iter().filter_map(|(_, found)| found.err());
-        let silent = silent.map(|failure| failure.to_string());
-        return Err(ChangeError::NoSequencer(silent.collect()));
-    }
-    for (server, found) in &found {
-        if found.is_ok() {
-            continue;
-        }
-        if opinion::confirmed(log, old, server, Kind::Sequencer).await {
-            absent.sequencers.insert(server.identity);
-        } else if server.identity == old.sequencer.identity {
-            return Err(ChangeError::Unconfirmed(server.name.to_string()));
-        }
-    }
-    Ok(absent)
+    Ok((decided, sealed))
 }
 
 /// Whether only closed segments name the unit: nothing waits for it, and it stays listed while it is needed.
-fn is_closed_only(layout: &Layout, unit: &Server) -> bool {
+pub(super) fn is_closed_only(layout: &Layout, unit: &Server) -> bool {
     let mut open = layout.open_segment().chains.iter();
     !open.any(|chain| chain.units.contains(&unit.identity))
 }
@@ -430,10 +324,10 @@ async fn compute(
     old: &Layout,
     term: Term,
     change: &Change,
-    absent: &Absent,
+    survey: &Survey,
     why: &str,
 ) -> Result<Layout, Step> {
-    let is_absent = |server: &&Server| absent.units.contains(&server.identity);
+    let is_absent = |server: &&Server| survey.absent.contains(&server.identity);
     let new = change.join.iter().map(|(_, unit)| unit);
     let new = new
         .chain(change.replace.values())
@@ -470,7 +364,7 @@ async fn compute(
     sequencers.sort_by_key(|server| wanted != Some(&server.name));
     let (mut counter, mut first, mut silent) = (None, None, vec![]);
     for server in sequencers {
-        if absent.sequencers.contains(&server.identity) {
+        if survey.absent.contains(&server.identity) {
             silent.push(format!("{} is down", server.name));
             continue;
         }
@@ -495,7 +389,7 @@ async fn compute(
     let mut layout = next(old, change, &seals, &first, Origin::default())?;
     layout.origin = Origin {
         by: log.caller().name.to_string(),
-        why: why.to_owned(),
+        why: cut(why.to_owned()),
         change: changed(old, &layout),
         at_ms: log.host().clock.wall_ms(),
     };
@@ -533,7 +427,10 @@ fn changed(old: &Layout, new: &Layout) -> String {
         words.push("same servers".to_owned());
     }
     words.push(format!("{} issues positions", new.sequencer.name));
-    let mut text = words.join("; ");
+    cut(words.join("; "))
+}
+
+fn cut(mut text: String) -> String {
     while text.len() > TEXT_BYTES_MAX {
         text.pop();
     }

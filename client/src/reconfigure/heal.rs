@@ -9,19 +9,30 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::join;
+use milonga_wire::limits::SPANS_MAX;
 use milonga_wire::{
     ConfirmedEnd, Decided, Identity, Kind, Layout, Payload, Position, Server, Span, Stripes,
     UnitRequest, WriteKind,
 };
 
-use crate::chain::OneChain;
+use crate::chain::{Found, OneChain};
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, change, describe};
+use crate::reconfigure::drive::{ChangeError, describe, make};
 use crate::reconfigure::plan::Change;
 
-/// Positions that one step of a copy covers.
-const STEP_POSITIONS: u64 = 1_024;
+/// Positions that one step of a copy covers at most.
+const STEP_POSITIONS: u64 = 16_384;
+/// Payload bytes that one step of a copy covers.
+const STEP_BYTES: u32 = 2 << 20;
+/// While appends go on, a copy pauses this many times as long as its step took.
+const BUSY_PAUSE: u32 = 2;
+/// Steps after which a copy looks whether appends go on.
+const PACE_STEPS: u32 = 8;
+/// How long a copy that makes no progress is nobody's.
+const CLAIM: Duration = Duration::from_secs(2);
 
 /// A closed range that a unit should be listed for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -79,12 +90,40 @@ pub fn may_take_spares(layout: &Layout) -> bool {
     !layout.spares.is_empty() && open.any(|chain| chain.units.len() < replicas)
 }
 
+/// Whether [`heal`] would have something to do.
+pub fn is_short(layout: &Layout) -> bool {
+    may_take_spares(layout) || !gaps(layout).is_empty()
+}
+
 /// Brings a cluster back to full strength, as far as units are there for it: at most one term for the spares, the copies,
 /// and one term for what was copied. Nothing if there was nothing to do.
 ///
 /// # Errors
 /// [`ChangeError`]. What was copied stays copied.
 pub async fn heal(log: &Log, why: &str) -> Result<Option<Arc<Decided>>, ChangeError> {
+    heal_what(log, why, Which::All).await
+}
+
+/// The same for whoever looks after a cluster unasked, perhaps beside others who do: what somebody else copies meanwhile is
+/// left to them.
+///
+/// # Errors
+/// [`ChangeError`]. What was copied stays copied.
+pub async fn heal_unattended(log: &Log, why: &str) -> Result<Option<Arc<Decided>>, ChangeError> {
+    heal_what(log, why, Which::Unattended).await
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Which {
+    All,
+    Unattended,
+}
+
+async fn heal_what(
+    log: &Log,
+    why: &str,
+    which: Which,
+) -> Result<Option<Arc<Decided>>, ChangeError> {
     let mut newest = log.shared.layouts.read().await?.decided;
     let mut healed = None;
     if may_take_spares(&newest.layout) {
@@ -92,34 +131,49 @@ pub async fn heal(log: &Log, why: &str) -> Result<Option<Arc<Decided>>, ChangeEr
             heal: true,
             ..Change::default()
         };
-        let decided = change(log, &spares, why).await?;
+        let decided = make(log, newest.layout.term, &spares, why).await?;
         newest = (*decided).clone();
         healed = Some(decided);
     }
     let layout = &newest.layout;
-    let mut list = vec![];
+    let (mut list, mut failed) = (vec![], None);
     for gap in gaps(layout) {
-        copy(log, layout, &gap).await?;
-        list.push((gap.segment, gap.chain, gap.unit.identity));
+        if which == Which::Unattended && !is_unattended(log, layout, &gap).await {
+            continue;
+        }
+        match copy(log, layout, &gap).await {
+            Ok(()) => list.push((gap.segment, gap.chain, gap.unit.identity)),
+            Err(error) => {
+                tracing::info!(%error, unit = %gap.unit.name, segment = %gap.segment, "a copy stopped");
+                failed.get_or_insert(error);
+            }
+        }
     }
-    if list.is_empty() {
-        return Ok(healed);
+    if !list.is_empty() {
+        let listed = Change {
+            list,
+            ..Change::default()
+        };
+        healed = Some(make(log, layout.term, &listed, why).await?);
     }
-    let listed = Change {
-        list,
-        ..Change::default()
-    };
-    Ok(Some(change(log, &listed, why).await?))
+    failed.map_or(Ok(healed), Err)
+}
+
+/// Whether nobody copies to the unit of `gap`, as far as can be seen in a moment.
+async fn is_unattended(log: &Log, layout: &Layout, gap: &Gap) -> bool {
+    let host = log.host();
+    let chain = &layout.segment_of(gap.segment).chains[gap.chain];
+    let chain = log.chain(layout, chain);
+    let before = chain.settled_at(&gap.unit, gap.stripes).await.ok();
+    host.clock.sleep(host.random.jittered(CLAIM)).await;
+    let after = chain.settled_at(&gap.unit, gap.stripes).await.ok();
+    before.is_some() && before == after
 }
 
 /// Copies to the unit of `gap` what it lacks.
 async fn copy(log: &Log, layout: &Layout, gap: &Gap) -> Result<(), ChangeError> {
     let chain = &layout.segment_of(gap.segment).chains[gap.chain];
     let chain = log.chain(layout, chain);
-    let end = ConfirmedEnd {
-        end: layout.open_segment().start,
-        term: layout.term,
-    };
     adopt_trim(log, layout, &chain, &gap.unit).await;
     let mut before = None;
     loop {
@@ -134,18 +188,102 @@ async fn copy(log: &Log, layout: &Layout, gap: &Gap) -> Result<(), ChangeError> 
             });
         }
         before = Some(lacking);
-        let mut positions = 0;
-        let step = gap.stripes.runs_from(lacking).map_while(|run| {
-            let room = STEP_POSITIONS.saturating_sub(positions);
-            positions += run.len();
-            let cut = Span::new(run.start, run.start.plus(run.len().min(room)));
-            (!cut.is_empty()).then_some(cut)
-        });
-        let step: Vec<Span> = step.collect();
-        chain.settle_or_restore(&step, end).await?;
-        let found = chain.read_all(chain.tail(), &step).await?;
-        chain.push(&gap.unit, WriteKind::Copy, &found, end).await?;
+        copy_from(log, layout, &chain, gap, lacking).await?;
+    }
+}
+
+/// Copies what the tail of `chain` holds from `from` on: the next step is read while the one before is written.
+async fn copy_from(
+    log: &Log,
+    layout: &Layout,
+    chain: &OneChain<'_>,
+    gap: &Gap,
+    from: Position,
+) -> Result<(), ChangeError> {
+    let end = ConfirmedEnd {
+        end: layout.open_segment().start,
+        term: layout.term,
+    };
+    let mut pace = Pace::new(log, chain);
+    let mut step = read_step(chain, gap.stripes, from, end).await?;
+    while let Some(last) = step.last() {
+        let began = log.host().clock.now();
+        let after = last.span().end;
+        let written = chain.push(&gap.unit, WriteKind::Copy, &step, end);
+        let (written, next) = join(written, read_step(chain, gap.stripes, after, end)).await;
+        written?;
+        let positions = step.iter().map(|found| found.span().len()).sum();
         metrics::counter!("milonga_client_copied_positions_total").increment(positions);
+        step = next?;
+        pace.step(log.host().clock.now().since(began)).await;
+    }
+    Ok(())
+}
+
+/// Settles and reads what the tail of `chain` holds from `from` on, as far as one step goes. Empty at the end.
+async fn read_step(
+    chain: &OneChain<'_>,
+    stripes: Stripes,
+    from: Position,
+    end: ConfirmedEnd,
+) -> Result<Vec<Found>, ChangeError> {
+    let mut room = STEP_POSITIONS;
+    let runs = stripes.runs_from(from).map_while(|run| {
+        let cut = Span::new(run.start, run.start.plus(run.len().min(room)));
+        room -= cut.len();
+        (!cut.is_empty()).then_some(cut)
+    });
+    let step: Vec<Span> = runs.take(SPANS_MAX).collect();
+    let Some(last) = step.last() else {
+        return Ok(vec![]);
+    };
+    // What the tail has was settled before.
+    let mark = chain.settled(stripes).await?;
+    if mark < last.end {
+        let open = step
+            .iter()
+            .map(|span| Span::new(span.start.max(mark), span.end));
+        let open: Vec<Span> = open.filter(|span| !span.is_empty()).collect();
+        chain.settle_or_restore(&open, end).await?;
+    }
+    Ok(chain.read(chain.tail(), step, STEP_BYTES).await?)
+}
+
+/// Keeps a copy from taking more than its part of a cluster that appends.
+struct Pace<'a> {
+    log: &'a Log,
+    tail: &'a Server,
+    /// Where the tail ended when it was last asked.
+    end: Option<Position>,
+    /// Steps until it is asked again.
+    steps: u32,
+    is_busy: bool,
+}
+
+impl<'a> Pace<'a> {
+    fn new(log: &'a Log, chain: &OneChain<'a>) -> Self {
+        Self {
+            log,
+            tail: chain.tail(),
+            end: None,
+            steps: 0,
+            is_busy: false,
+        }
+    }
+
+    /// Pauses after a step that took `took` if appends go on.
+    async fn step(&mut self, took: Duration) {
+        if self.steps == 0 {
+            self.steps = PACE_STEPS;
+            let tail = describe(self.log, self.tail, Kind::LogUnit).await;
+            let end = tail.ok().map(|tail| tail.end);
+            self.is_busy = self.end.is_some() && end != self.end;
+            self.end = end;
+        }
+        self.steps -= 1;
+        if self.is_busy {
+            self.log.host().clock.sleep(took * BUSY_PAUSE).await;
+        }
     }
 }
 

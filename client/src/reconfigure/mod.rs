@@ -14,12 +14,16 @@ mod drive;
 mod genesis;
 mod heal;
 mod opinion;
+mod phases;
 mod plan;
+mod survey;
 
 pub(crate) use drive::make;
 pub use drive::{ChangeError, change, mend, rebuild};
 pub use genesis::{Genesis, InitError, init};
-pub use heal::{Gap, gaps, heal, may_take_spares};
+pub use heal::{Gap, gaps, heal, heal_unattended, is_short, may_take_spares};
+pub(crate) use phases::Changes;
+pub use phases::Phases;
 pub use plan::{Change, PlanError, Seals, next};
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::log::Log;
 
 /// How long a layout server's opinion is waited for, at least: as long as it may wait for two probes, the one under way
 /// and the one that counts, and some more.
-const WAIT: Duration = Duration::from_millis(1_500);
+const WAIT: Duration = Duration::from_millis(5_500);
 
 /// What one layout server has to say.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -92,12 +92,12 @@ fn heard(server: &Server, answer: Result<LayoutReply, Failure>) -> Opinion {
     }
 }
 
-/// Whether a majority of the layout servers does not reach `of` either.
-pub(crate) async fn confirmed(log: &Log, layout: &Layout, of: &Server, kind: Kind) -> bool {
+/// What the layout servers' opinions on `of` come to.
+pub(crate) async fn asked(log: &Log, layout: &Layout, of: &Server, kind: Kind) -> Verdict {
     let opinions = opinions(log, layout, of, kind).await;
     let verdict = verdict(&opinions);
     tracing::info!(server = %of.name, ?verdict, "a second opinion");
-    verdict == Verdict::Confirmed
+    verdict
 }
 
 #[cfg(test)]

@@ -324,9 +324,10 @@ async fn a_server_that_was_killed_is_found_again_when_it_is_back() {
     drop(kept);
 }
 
-/// Q4: a machine that vanished answers nothing, not even that it does not know the connection.
+/// Q4: a machine that vanished answers nothing, not even that it does not know the connection. What calls for it is told
+/// long before its deadline.
 #[tokio::test]
-async fn a_silent_connection_is_replaced_long_before_it_times_out() {
+async fn a_connection_that_fell_silent_is_given_up_long_before_deadlines() {
     let cluster = Cluster::new(1);
     let patient = || TransportOptions {
         silence_max: Duration::from_secs(3_600),
@@ -338,14 +339,59 @@ async fn a_silent_connection_is_replaced_long_before_it_times_out() {
     let to = peer(&handle, None, PeerKind::Any);
     client.probe(&to, number(1)).await.unwrap();
     server.tasks.abort_all();
-    let short = Duration::from_millis(30);
-    for _ in 0..100 {
-        let outcome = client.transport.call(&to, probe(number(2)), short).await;
-        if matches!(outcome, Err(CallError::NotSent { .. })) {
-            return;
-        }
+
+    let hour = Duration::from_secs(3_600);
+    let outcome = client.transport.call(&to, probe(number(2)), hour).await;
+    assert!(
+        matches!(outcome, Err(CallError::Lost { .. })),
+        "{outcome:?}"
+    );
+}
+
+/// Q4: a server that takes its time says, by its acknowledgements, that it is there.
+#[tokio::test]
+async fn a_server_that_takes_its_time_is_not_silent() {
+    let cluster = Cluster::new(1);
+    let server = cluster.node(Role::Server, "s");
+    let options = TransportOptions {
+        silence_of_asked: LISTEN * 2,
+        ..TransportOptions::default()
+    };
+    let client = Node::new(options, cluster.credentials(Role::Reader, "r"));
+    let held = Arc::new(Held::default());
+    let handle = server.serve(held.clone()).await;
+    let to = peer(&handle, None, PeerKind::Any);
+    let clock = Clock::real();
+    let (response, ()) = tokio::join!(client.probe(&to, number(0)), async {
+        let (_, request, respond) = held.next().await;
+        clock.sleep(LISTEN * 8).await;
+        answer(request, respond);
+    });
+    response.unwrap();
+    assert_eq!(handle.connections(), 1);
+}
+
+/// Q4: what is not asked need not answer, and a process that was stopped itself has not listened.
+#[test]
+fn only_looks_while_calls_wait_count_as_silence() {
+    let (start, mut listened) = (Clock::real().now(), Listened::default());
+    let at = |ms| start.plus(Duration::from_millis(ms));
+    let ms = Duration::from_millis;
+    for (now, waiting, datagrams, quiet) in [
+        (0, false, 7, 0),
+        (9_000, true, 7, 50),
+        (9_030, true, 7, 80),
+        (9_080, true, 8, 0),
+        (9_130, true, 8, 50),
+        (39_130, true, 8, 100),
+        (39_180, false, 8, 0),
+    ] {
+        assert_eq!(
+            listened.quiet(at(now), waiting, datagrams),
+            ms(quiet),
+            "at {now}"
+        );
     }
-    panic!("the connection is still used");
 }
 
 /// B1.

@@ -13,6 +13,7 @@
 
 mod append;
 mod baseline;
+mod failover;
 mod figures;
 mod meter;
 mod read;
@@ -26,6 +27,7 @@ use milonga_client::{AppendError, Log, ReadError, Unavailable};
 use milonga_host::{BoxFuture, Host};
 
 pub use baseline::{NodeArgs, node};
+pub use failover::{FailoverArgs, FailoverReport, Kill, Stall, Victim, failover};
 pub use figures::{Latency, Line, Report, Round, UnitReads};
 
 use baseline::{Bare, Probe};
@@ -57,6 +59,11 @@ pub enum What {
     /// Tokens alone. Positions issued and not written become holes, which readers fill.
     #[command(after_help = "Example:\n  milonga bench token --concurrency 256")]
     Token(TokenArgs),
+    /// How long appends stand still when a process is killed. On clusters of its own, in a temporary folder.
+    #[command(
+        after_help = "Example:\n  milonga bench failover --victims sequencer,head --rounds 5"
+    )]
+    Failover(FailoverArgs),
     /// What this machine does without a cluster: round trips, durable writes, and the bare append path.
     #[command(after_help = "Example:\n  milonga bench baseline --dir /var/lib/milonga")]
     Baseline(BaselineArgs),
@@ -193,6 +200,9 @@ pub enum BenchError {
     /// The bare servers could not be started or broke off.
     #[error("the baseline: {0}; try --dir with a writable folder, or --baseline false")]
     Baseline(String),
+    /// Failover is measured on clusters of its own.
+    #[error("failover is measured with `bench::failover`")]
+    OwnCluster,
     /// Nothing succeeded within the window.
     #[error(
         "no operation succeeded in {seconds} s ({errors} failed); try a longer --seconds, or `milonga cluster status`"
@@ -223,6 +233,7 @@ pub async fn run(log: &Log, args: &Args) -> Result<Report, BenchError> {
         What::Read(args) => read::run(log, args).await,
         What::Token(args) => token::run(log, args).await,
         What::Baseline(args) => baseline(log.host(), args).await,
+        What::Failover(_) => Err(BenchError::OwnCluster),
     }
 }
 

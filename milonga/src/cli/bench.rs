@@ -23,9 +23,13 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn run(self, context: &Context) -> Outcome {
         wait(context, async {
+            if let What::Failover(args) = &self.args.what {
+                let report = bench::failover(args).await?;
+                return context.output.one(&report, || report.text());
+            }
             let report = match &self.args.what {
                 What::Baseline(args) => bench::baseline(&alone(), args).await?,
-                What::Append(_) | What::Read(_) | What::Token(_) => {
+                What::Append(_) | What::Read(_) | What::Token(_) | What::Failover(_) => {
                     bench::run(&context.cluster.connect()?, &self.args).await?
                 }
             };

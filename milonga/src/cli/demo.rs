@@ -1,13 +1,10 @@
 //! `milonga demo`: a tour on a cluster of its own, with real processes, a real file and real kills.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
 use milonga_client::object::Map;
 use milonga_client::{ClusterConfig, Log, Span, Term};
-use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
 use super::{Context, wait};
@@ -51,12 +48,6 @@ struct Summary {
     verified: bool,
 }
 
-/// The `milonga dev` that runs underneath. It ends with this.
-struct Cluster {
-    child: Child,
-    dir: PathBuf,
-}
-
 impl Demo {
     pub(super) fn run(&self, context: &Context) -> Outcome {
         let own = tempfile::tempdir()
@@ -69,7 +60,7 @@ impl Demo {
         say(
             "1. starting a cluster: 3 layout servers, 2 sequencers, 2 chains of 3 log units, a spare",
         );
-        let cluster = Cluster::start(&dir)?;
+        let cluster = dev::Child::start(&dir, &[])?;
         wait(context, tour(context, &cluster, &file))
     }
 
@@ -80,8 +71,8 @@ impl Demo {
     }
 }
 
-async fn tour(context: &Context, cluster: &Cluster, path: &Path) -> Outcome {
-    let log = ClusterConfig::load(&cluster.dir.join(crate::connect::FILE))?.connect()?;
+async fn tour(context: &Context, cluster: &dev::Child, path: &Path) -> Outcome {
+    let log = ClusterConfig::load(&cluster.dir().join(crate::connect::FILE))?.connect()?;
     let original = std::fs::read(path).map_err(|why| Failure::file(path, why))?;
     let mut summary = Summary {
         file: path.display().to_string(),
@@ -123,7 +114,7 @@ async fn tour(context: &Context, cluster: &Cluster, path: &Path) -> Outcome {
     ));
 
     cluster.kill("unit-2")?;
-    dev::restart(&cluster.dir, "unit-2", true)?;
+    dev::restart(cluster.dir(), "unit-2", true)?;
     let (term, _) = next_term(&log, "healed").await?;
     summary.terms.push(term.0);
     say(format_args!(
@@ -187,61 +178,4 @@ async fn keys(log: &Log) -> Outcome {
         }
     }
     Ok(())
-}
-
-impl Cluster {
-    fn start(dir: &Path) -> Outcome<Self> {
-        let failed = |why| Failure::failed(format!("no cluster: {why}"));
-        let program = std::env::current_exe().map_err(failed)?;
-        std::fs::create_dir_all(dir).map_err(|why| Failure::file(dir, why))?;
-        let log = dir.join("dev.log");
-        let stderr = std::fs::File::create(&log).map_err(|why| Failure::file(&log, why))?;
-        let mut child = Command::new(program)
-            .arg("dev")
-            .arg("--dir")
-            .arg(dir)
-            .args(["--parent", &std::process::id().to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
-            .map_err(failed)?;
-        let stdout = child.stdout.take();
-        let cluster = Self {
-            child,
-            dir: dir.to_owned(),
-        };
-        let mut line = String::new();
-        let read = stdout.map(|stdout| BufReader::new(stdout).read_line(&mut line));
-        if matches!(read, Some(Ok(_))) && line.trim() == "ready" {
-            return Ok(cluster);
-        }
-        let said = std::fs::read_to_string(&log).unwrap_or_default();
-        let last = said.lines().next_back().unwrap_or("it said nothing");
-        Err(Failure::failed(format!("no cluster: {last}")))
-    }
-
-    /// Kills one server, without a word of warning.
-    fn kill(&self, name: &str) -> Outcome {
-        let file = self.dir.join("processes.json");
-        let text = std::fs::read_to_string(&file).map_err(|why| Failure::file(&file, why))?;
-        let listed: Vec<serde_json::Value> =
-            serde_json::from_str(&text).map_err(|why| Failure::file(&file, why))?;
-        let entry = listed.iter().find(|entry| entry["name"] == name);
-        let pid = entry.and_then(|entry| entry["pid"].as_i64());
-        let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        let pid = pid.ok_or_else(|| Failure::failed(format!("{name} does not run")))?;
-        kill_process(pid, Signal::KILL)
-            .map_err(|why| Failure::failed(format!("{name} cannot be killed: {why}")))
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        let _ = self.child.wait();
-    }
 }

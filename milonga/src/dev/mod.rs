@@ -1,5 +1,6 @@
 //! A whole cluster on this machine: as processes for `milonga dev`, as threads for tests.
 
+mod child;
 mod control;
 mod files;
 mod plan;
@@ -13,6 +14,7 @@ use milonga_client::Log;
 use milonga_host::{Shutdown, Transport};
 use tempfile::TempDir;
 
+pub(crate) use self::child::Child;
 pub(crate) use self::plan::Shape;
 
 use self::control::{Answer, Asked, Door, Verb};

@@ -167,7 +167,7 @@ impl Supervisor {
             self.plan.initialised = true;
             self.plan.save(&self.dir)?;
         }
-        reconfigure::mend(log, "the dev cluster was started").await?;
+        reconfigure::mend(log, "the dev cluster was started", None).await?;
         log.with_deadline(END_WITHIN).end().await?;
         Ok(())
     }

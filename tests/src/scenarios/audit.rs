@@ -82,7 +82,7 @@ async fn look(world: &World, workload: &Workload, cluster: &Cluster) {
         }
         // Nobody may have called a server that was restarted last: who mends looks at all of them.
         if role == Role::Control
-            && let Err(error) = reconfigure::mend(&log, "audit").await
+            && let Err(error) = reconfigure::mend(&log, "audit", None).await
         {
             world.violation(format!("{name} cannot mend: {error}"));
         }

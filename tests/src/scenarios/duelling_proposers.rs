@@ -144,7 +144,7 @@ async fn die_after_a_decision(
     );
     let (workload, mending) = (workload.clone(), log.clone());
     world.host(node).tasks.spawn(async move {
-        if let Err(error) = reconfigure::mend(&mending, "first").await {
+        if let Err(error) = reconfigure::mend(&mending, "first", None).await {
             note(&workload, "first", &error);
         }
     });
@@ -243,7 +243,7 @@ async fn duel(
 /// Mends until there is nothing to mend, as an operation that does not get on would.
 async fn make_well(workload: &Workload, log: &Log) {
     loop {
-        match reconfigure::mend(log, "a server is gone").await {
+        match reconfigure::mend(log, "a server is gone", None).await {
             Ok(_) => {
                 // The term may have been another one's, and its sequencer gone since.
                 if log.end().await.is_ok() {

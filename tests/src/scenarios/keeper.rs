@@ -50,7 +50,7 @@ async fn keep(workload: Workload, log: Log) {
     while !workload.stop.load(Ordering::Relaxed) {
         let pause = Duration::from_millis(*pick(&random, &[100, 500, 1_500]));
         clock.sleep(random.jittered(pause)).await;
-        if let Err(error) = reconfigure::mend(&log, "it does not serve").await {
+        if let Err(error) = reconfigure::mend(&log, "it does not serve", None).await {
             note(&workload, "mend", &error);
             continue;
         }

@@ -82,8 +82,12 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
             // One that failed has been reported as a panic.
             let _ = returning.await;
         }
-        heal_fully(&world, &workload, &cluster).await;
+        let healer = heal_fully(&world, &workload, &cluster).await;
         audit(&world, &workload, &cluster).await;
+        // Reading it all has settled what was half done.
+        if let Ok(newest) = healer.newest_layout().await {
+            inspect_whole(&world, &healer, &newest.layout).await;
+        }
     })
 }
 
@@ -217,8 +221,13 @@ impl Fate {
             let others = layout
                 .units_of(chain)
                 .filter(|other| other.identity != unit);
-            let solid = others
-                .filter(|other| self.is_up(&other.name) && !self.unsure.contains(&other.identity));
+            let solid = others.filter(|other| {
+                let node = self.node(&other.name);
+                // Whoever restarted, as after a power failure, may lack something.
+                self.world.is_up(node)
+                    && !self.world.has_restarted(node)
+                    && !self.unsure.contains(&other.identity)
+            });
             solid.count() >= self.left
         })
     }
@@ -305,7 +314,7 @@ fn is_proposal(request: &Request) -> bool {
 }
 
 /// Somebody who was never there before brings the cluster to full strength, and every unit holds what it is listed for.
-async fn heal_fully(world: &World, workload: &Workload, cluster: &Cluster) {
+async fn heal_fully(world: &World, workload: &Workload, cluster: &Cluster) -> Log {
     let node = world.add_client("healer", Role::Control, 0);
     let log = log(
         world,
@@ -316,7 +325,9 @@ async fn heal_fully(world: &World, workload: &Workload, cluster: &Cluster) {
     );
     let until = world.now_us() + HEALING_MAX.as_micros() as u64;
     loop {
-        let mended = reconfigure::mend(&log, "all is quiet").await.map(|_| ());
+        let mended = reconfigure::mend(&log, "all is quiet", None)
+            .await
+            .map(|_| ());
         let healed = match mended {
             Ok(()) => reconfigure::heal(&log, "all is quiet").await.map(|_| ()),
             failed => failed,
@@ -328,22 +339,17 @@ async fn heal_fully(world: &World, workload: &Workload, cluster: &Cluster) {
             Ok(newest) => weakness(world, &log, &newest.layout).await,
             Err(error) => Some(error.to_string()),
         };
-        let Some(why) = lacking else { break };
+        let Some(why) = lacking else { return log };
         if world.now_us() > until {
             let last = healed
                 .err()
                 .map_or_else(|| "nothing".to_owned(), |error| error.to_string());
-            return world.violation(format!(
+            world.violation(format!(
                 "not at full strength after {HEALING_MAX:?} of calm: {why}; the last that failed: {last}"
             ));
+            return log;
         }
         world.clock().sleep(Duration::from_millis(500)).await;
-    }
-    // What the last term left to be restored is restored by now.
-    world.clock().sleep(Duration::from_secs(5)).await;
-    if let Ok(newest) = log.newest_layout().await {
-        world.note(&format!("at full strength: {:?}", newest.layout.segments));
-        inspect_whole(world, &log, &newest.layout).await;
     }
 }
 
@@ -358,6 +364,9 @@ async fn weakness(world: &World, log: &Log, layout: &Layout) -> Option<String> {
         return Some(format!("{} lacks {}", gap.unit.name, gap.stripes.span));
     }
     for (chain, stripes) in layout.chains() {
+        if chain.unreachable {
+            return Some(format!("{} is out of reach", stripes.span));
+        }
         let gone = layout
             .units_of(chain)
             .find(|unit| !alive.contains(&unit.identity));

@@ -306,6 +306,11 @@ impl World {
         self.0.lock().node(id).up
     }
 
+    /// Whether node `id` runs, or ran, in another process start than its first.
+    pub fn has_restarted(&self, id: NodeId) -> bool {
+        self.0.lock().node(id).boot > 0
+    }
+
     /// Starts the process of server `id`; does nothing if it runs or starts already.
     ///
     /// # Errors

@@ -1,0 +1,180 @@
+//! A survey of all servers of a layout: who answers, as which process start, and who is gone as others see it too.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+
+use futures_util::future::{Either, join, join_all, select};
+use milonga_wire::{Description, Identity, Kind, Layout, Server, ServerName};
+
+use crate::calls::Failure;
+use crate::log::Log;
+use crate::reconfigure::drive::{ChangeError, describe, is_closed_only};
+use crate::reconfigure::opinion::{self, Verdict};
+use crate::reconfigure::plan::{Change, PlanError};
+
+/// What a survey shows.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// A layout of the next term was accepted, or a unit or the sequencer is sealed for it: someone is at it, or died over it.
+    pub half_done: bool,
+    /// A unit or the sequencer runs in another process start than the layout lists, or a unit of a closed range that could not
+    /// be sealed in this term is back.
+    pub restarted: bool,
+    /// Who is in trouble as a majority of the layout servers sees it, and standbys that do not answer.
+    pub absent: BTreeSet<Identity>,
+    /// Of those, some that the open segment or the issuing of positions needs.
+    is_lamed: bool,
+    /// Who does not answer this client, but others: nobody is left out for that (H29).
+    pub far: Vec<ServerName>,
+    /// Who does not answer, and too few said whether it answers them.
+    unsure: Vec<ServerName>,
+}
+
+/// Whether `unit`, which only closed ranges need and nothing waited for, has no part in the term of `layout`, and might have.
+fn is_back(layout: &Layout, unit: &Server, said: &Description) -> bool {
+    let mut chains = layout.chains().map(|(chain, _)| chain);
+    said.incarnation != unit.incarnation
+        || said.term < layout.term
+        || chains.any(|chain| chain.unreachable && chain.units.contains(&unit.identity))
+}
+
+/// What came of one server.
+enum Found {
+    Answers(Box<Description>),
+    /// A majority finds it in trouble.
+    Gone,
+    /// So many reach it that no majority can find it in trouble.
+    Far,
+    Unsure,
+}
+
+impl Survey {
+    /// Asks every server of `layout`, and about those that do not answer, and about `suspect`, the layout servers too.
+    pub(super) async fn of(log: &Log, layout: &Layout, suspect: Option<&ServerName>) -> Self {
+        let units = layout.units.iter().map(|unit| (unit, Kind::LogUnit));
+        let servers = units.chain([(&layout.sequencer, Kind::Sequencer)]);
+        let found = join_all(servers.map(|(server, kind)| async move {
+            let is_suspect = suspect == Some(&server.name);
+            (
+                server,
+                kind,
+                find(log, layout, server, kind, is_suspect).await,
+            )
+        }));
+        let standbys = layout.standbys.iter();
+        let standbys = join_all(standbys.map(|server| async move {
+            let answers = describe(log, server, Kind::Sequencer).await.is_ok();
+            (server, answers)
+        }));
+        let (found, standbys) = join(found, standbys).await;
+        let mut survey = Self::default();
+        let mut back = vec![];
+        for (server, kind, found) in found {
+            let is_needed = kind == Kind::Sequencer || !is_closed_only(layout, server);
+            match found {
+                Found::Answers(said) => {
+                    survey.half_done |= said.term > layout.term;
+                    survey.restarted |= is_needed && said.incarnation != server.incarnation;
+                    if !is_needed && is_back(layout, server, &said) {
+                        back.push(opinion::asked(log, layout, server, kind));
+                    }
+                }
+                Found::Gone => {
+                    survey.absent.insert(server.identity);
+                    survey.is_lamed |= is_needed;
+                }
+                Found::Far if is_needed => survey.far.push(server.name.clone()),
+                Found::Unsure if is_needed => survey.unsure.push(server.name.clone()),
+                Found::Far | Found::Unsure => {}
+            }
+        }
+        // A later term can seal them, if they are well: one that cannot be sealed would be back in every term.
+        let back = join_all(back).await;
+        survey.restarted |= back.contains(&Verdict::Unfounded);
+        let silent = standbys.into_iter().filter(|(_, answers)| !answers);
+        survey
+            .absent
+            .extend(silent.map(|(server, _)| server.identity));
+        survey
+    }
+
+    /// Whether the layout needs no change as far as this client can see.
+    pub(super) fn is_well(&self) -> bool {
+        !self.needs_a_term() && self.far.is_empty()
+    }
+
+    /// Whether something is wrong that only a new term mends.
+    pub(super) fn needs_a_term(&self) -> bool {
+        self.half_done || self.restarted || self.is_lamed || !self.unsure.is_empty()
+    }
+
+    /// Whether somebody whom the layout needs does not answer.
+    pub(super) fn lacks_some(&self) -> bool {
+        self.is_lamed || !self.unsure.is_empty()
+    }
+
+    /// Whether `change` can succeed at all.
+    ///
+    /// # Errors
+    /// [`ChangeError`]: nothing may be sealed for it.
+    pub(super) fn permits(&self, layout: &Layout, change: &Change) -> Result<(), ChangeError> {
+        let leaves = |name: &&ServerName| {
+            let unit = layout.units.iter().find(|unit| unit.name == **name);
+            unit.is_some_and(|unit| change.leave.contains(&unit.identity))
+        };
+        if let Some(name) = self
+            .unsure
+            .iter()
+            .chain(&self.far)
+            .find(|name| !leaves(name))
+        {
+            return Err(ChangeError::Unconfirmed(name.to_string()));
+        }
+        for chain in &layout.open_segment().chains {
+            if chain.units.iter().all(|unit| self.absent.contains(unit)) {
+                let units = layout.units_of(chain).map(|unit| unit.name.to_string());
+                return Err(PlanError::Missing(units.collect()).into());
+            }
+        }
+        let mut sequencers = std::iter::once(&layout.sequencer).chain(&layout.standbys);
+        if sequencers
+            .clone()
+            .all(|server| self.absent.contains(&server.identity))
+        {
+            let names = sequencers
+                .by_ref()
+                .map(|server| format!("{} is down", server.name));
+            return Err(ChangeError::NoSequencer(names.collect()));
+        }
+        Ok(())
+    }
+}
+
+/// Whoever is no suspect is asked about only if it does not answer itself; a suspect that others find in trouble is not
+/// waited for.
+async fn find(log: &Log, layout: &Layout, server: &Server, kind: Kind, is_suspect: bool) -> Found {
+    let said = pin!(describe(log, server, kind));
+    let asked = pin!(opinion::asked(log, layout, server, kind));
+    let answers = |said: Result<Description, Failure>| {
+        let said = said.ok().filter(|said| said.identity == server.identity);
+        said.map(|said| Found::Answers(Box::new(said)))
+    };
+    let (found, verdict) = if is_suspect {
+        match select(said, asked).await {
+            Either::Left((said, asked)) => (answers(said), asked.await),
+            Either::Right((Verdict::Confirmed, _)) => return Found::Gone,
+            Either::Right((verdict, said)) => (answers(said.await), verdict),
+        }
+    } else {
+        match answers(said.await) {
+            Some(found) => return found,
+            None => (None, asked.await),
+        }
+    };
+    match (found, verdict) {
+        (_, Verdict::Confirmed) => Found::Gone,
+        (Some(found), _) => found,
+        (None, Verdict::Unfounded) => Found::Far,
+        (None, Verdict::Undecided) => Found::Unsure,
+    }
+}
