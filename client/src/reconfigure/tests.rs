@@ -261,3 +261,24 @@ async fn a_unit_of_a_closed_range_that_is_back_is_taken_in_by_one_more_term() {
     );
     assert_eq!(records(&log).await, numbers(10));
 }
+
+/// P6, H15: whoever asks for a unit to be listed may be wrong, or late; the unit is asked, sealed, whether it lacks anything.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_lacks_something_is_not_listed_whoever_asks_for_it() {
+    let cluster = Cluster::new(1, 2, 1);
+    let (log, spare) = with_spare(&cluster).await;
+    fill_up(&log, 0, 5).await;
+    dead(&cluster, "u-01");
+    fill_up(&log, 5, 8).await;
+    let gap = gaps(&cluster.layout()).remove(0);
+    assert_eq!(gap.unit.identity, spare.identity);
+
+    let listed = Change {
+        list: vec![(gap.segment, gap.chain, spare.identity)],
+        ..Change::default()
+    };
+    change(&log, &listed, "a test").await.unwrap();
+    assert_eq!(gaps(&cluster.layout()).len(), 1);
+    heal(&log, "a test").await.unwrap();
+    assert_eq!(gaps(&cluster.layout()), []);
+}
