@@ -337,6 +337,21 @@ impl<'a> OneChain<'a> {
         spans: &[Span],
         end: ConfirmedEnd,
     ) -> Result<(), ChainError> {
+        match self.restore_all(spans, end).await?.first() {
+            None => Ok(()),
+            Some(lost) => Err(ChainError::Unknown {
+                unit: "every unit of the chain".to_owned(),
+                span: *lost,
+            }),
+        }
+    }
+
+    /// [`OneChain::restore`], to its end whatever is lost: it names all of that.
+    pub(crate) async fn restore_all(
+        &self,
+        spans: &[Span],
+        end: ConfirmedEnd,
+    ) -> Result<Vec<Span>, ChainError> {
         let mut held: Vec<Found> = vec![];
         let mut missing: Vec<Span> = spans.to_vec();
         let mut damaged: BTreeSet<Position> = BTreeSet::new();
@@ -359,10 +374,13 @@ impl<'a> OneChain<'a> {
             }
             missing = lacking;
         }
-        let mut lost = None;
+        let mut lost: Vec<Span> = vec![];
         for position in missing.into_iter().flat_map(Span::positions) {
             if damaged.contains(&position) {
-                lost.get_or_insert(Span::one(position));
+                match lost.last_mut() {
+                    Some(last) if last.end == position => last.end = position.next(),
+                    Some(_) | None => lost.push(Span::one(position)),
+                }
                 continue;
             }
             match held.last_mut() {
@@ -377,12 +395,30 @@ impl<'a> OneChain<'a> {
         for unit in self.units() {
             self.push(unit, WriteKind::Copy, &held, end).await?;
         }
-        match lost {
-            None => Ok(()),
-            Some(span) => Err(ChainError::Unknown {
-                unit: "every unit of the chain".to_owned(),
-                span,
-            }),
+        Ok(lost)
+    }
+
+    /// What `unit` says that it cannot tell of `stripes`, from `from` on, as far as one answer goes; and where to go on.
+    pub(crate) async fn lacking(
+        &self,
+        unit: &Server,
+        stripes: Stripes,
+        from: Position,
+    ) -> Result<(Vec<Span>, Option<Position>), ChainError> {
+        let request = UnitRequest::Lacking {
+            stripes,
+            from,
+            count_max: SPANS_MAX as u32,
+        };
+        let calls = self.calls;
+        match calls
+            .unit(unit, self.layout.term, request, Payload::new())
+            .await?
+        {
+            (UnitReply::Lacking { spans, next }, _) if next.is_none_or(|next| next > from) => {
+                Ok((spans.iter().map(Answer::span).collect(), next))
+            }
+            _ => Err(unexpected(unit.name.as_str()).into()),
         }
     }
 

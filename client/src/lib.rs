@@ -32,6 +32,7 @@ mod options;
 mod producer;
 mod read;
 pub mod reconfigure;
+mod repair;
 mod resume;
 mod settle;
 mod streams;
@@ -39,6 +40,7 @@ mod streams;
 mod testing;
 mod trim;
 mod trouble;
+pub mod verify;
 
 pub use append::{AppendError, Appended};
 pub use calls::Failure as ServerFailure;

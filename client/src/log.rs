@@ -67,6 +67,8 @@ pub(crate) struct Shared {
     attending: AtomicBool,
     /// When this client last reported a server it suspects.
     suspected: Mutex<Option<Moment>>,
+    /// When it last told of damage.
+    pub(crate) damage_told: Mutex<Option<Moment>>,
     pub(crate) turns: AtomicU64,
     pub(crate) gathering: Gathering,
 }
@@ -95,6 +97,7 @@ impl Log {
             changes: reconfigure::Changes::default(),
             attending: AtomicBool::new(false),
             suspected: Mutex::new(None),
+            damage_told: Mutex::new(None),
             turns: AtomicU64::new(0),
             gathering: Gathering::default(),
         };
@@ -369,8 +372,9 @@ impl Log {
                 // The server is in a term that nobody has decided yet, or whose decision has not reached us.
                 self.mend(patience, term, &failure).await;
             }
-            (Next::Mend | Next::Restore, _) => self.mend(patience, term, &failure).await,
-            (Next::Look, _) => self.mend(patience, term, &failure).await,
+            (Next::Mend | Next::Restore | Next::Look, _) => {
+                self.mend(patience, term, &failure).await;
+            }
             (Next::Again, _) => {
                 if patience.waited() > self.options.call {
                     self.mend(patience, term, &failure).await;

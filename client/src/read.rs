@@ -247,6 +247,7 @@ impl Log {
                     self.options.read_bytes,
                 )
                 .await?;
+            self.note_damage(unit, &found);
             if is_tail && spans.last().is_some_and(|span| span.end > mark) {
                 self.learn_mark(layout, chain, *key, spans[0].start).await;
             }

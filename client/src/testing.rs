@@ -507,6 +507,7 @@ fn described(server: &Server, kind: Kind, term: Term) -> (Reply, Payload) {
         reads: 0,
         state: "serving".to_owned(),
         version: "test".to_owned(),
+        damaged: 0,
     };
     (Reply::Described(description.into()), Payload::new())
 }

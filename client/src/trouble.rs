@@ -102,7 +102,8 @@ impl Next {
                 | Refusal::Malformed { .. }
                 | Refusal::WrongKind { .. }
                 | Refusal::NotListed
-                | Refusal::AlreadyInitialised => Self::GiveUp,
+                | Refusal::AlreadyInitialised
+                | Refusal::InUse { .. } => Self::GiveUp,
             },
         }
     }

@@ -108,9 +108,8 @@ pub struct Config {
 impl Config {
     /// Reports kept unless the key `reports-max` says otherwise.
     pub const REPORTS_MAX: usize = 1_024;
-    /// Waiting for a suspect unless the key `opinion-ms` says otherwise. Those who ask while a probe is under way wait
-    /// twice as long, and no client waits for ever.
-    pub const OPINION: Duration = Duration::from_millis(500);
+    /// Waiting for a suspect's sign of life unless the key `opinion-ms` says otherwise.
+    pub const OPINION: Duration = Duration::from_millis(400);
 }
 
 impl TryFrom<Settings> for Config {

@@ -3,13 +3,15 @@
 //! Pure; `probe.rs` calls the suspects.
 //!
 //! ```text
-//! asked ─┐                       ┌─ asked        begins when the first ends,
-//! asked ─┴▶ probe ───────────────┼─▶ probe ───▶  and serves all who came meanwhile
-//!             └─▶ both answered  └─ asked
+//! asked ─▶ probe ────────────▶ answered
+//! asked ────▶ probe ────────────▶ answered
+//! asked ──────▶ probe ────────────▶ answered     no more at a time:
+//! asked ────────┬────────▶ probe ────────────▶   the next begins when one ends,
+//! asked ────────┘                                and serves all who came meanwhile
 //! ```
 //!
 //! - E1 An opinion comes from a probe that began after the request for it arrived.
-//! - E2 A suspect is probed once at a time, for all who waited when the probe began.
+//! - E2 A suspect is probed a few times at once at most, for all who waited when a probe began.
 //! - E3 Nobody is probed whom the newest decided layout does not list, by that name, identity and address.
 //! - E4 Suspects and those who wait are bounded.
 //!
@@ -27,6 +29,8 @@ use milonga_wire::{
 
 /// Suspects under probe at a time: a layout server need not have an opinion on half a data centre at once.
 const SUSPECTS_MAX: usize = 256;
+/// Probes of one suspect at a time.
+const PROBES_MAX: usize = 3;
 /// How many times longer a durable write may take than a sign of life.
 const SLOWER: u32 = 4;
 /// Requests for opinions that may wait at a time.
@@ -170,8 +174,8 @@ fn is_alive(kind: Kind, refusal: &Refusal) -> bool {
 /// What became of a request for an opinion.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Joined<W> {
-    /// It is the first about this suspect: rounds of probes must be started.
-    First,
+    /// A round of probes must be started, which asks [`Rounds::begin`] for whom.
+    Begin,
     /// It waits for the next round.
     Waits,
     /// There are too many already (E4).
@@ -182,7 +186,11 @@ pub(crate) enum Joined<W> {
 #[derive(Debug)]
 pub(crate) struct Rounds<W> {
     suspects: BTreeMap<Suspect, Round<W>>,
-    /// All who wait or are being served.
+    /// For whom the probes under way are, by their numbers.
+    probing: BTreeMap<u64, Vec<W>>,
+    /// Probes begun.
+    begun: u64,
+    /// All who wait for a probe to begin or to end.
     count: usize,
     suspects_max: usize,
     waiting_max: usize,
@@ -191,8 +199,8 @@ pub(crate) struct Rounds<W> {
 #[derive(Debug)]
 struct Round<W> {
     waiting: Vec<W>,
-    /// How many the probe under way is for.
-    served: usize,
+    /// Probes under way, and to be started.
+    probes: usize,
 }
 
 impl<W> Default for Rounds<W> {
@@ -205,6 +213,8 @@ impl<W> Rounds<W> {
     fn new(suspects_max: usize, waiting_max: usize) -> Self {
         Self {
             suspects: BTreeMap::new(),
+            probing: BTreeMap::new(),
+            begun: 0,
             count: 0,
             suspects_max,
             waiting_max,
@@ -213,38 +223,53 @@ impl<W> Rounds<W> {
 
     /// `waiter` asks about `suspect`, and is served by a probe that begins from now on (E1).
     pub(crate) fn join(&mut self, suspect: &Suspect, waiter: W) -> Joined<W> {
-        if self.count >= self.waiting_max {
+        let is_new = !self.suspects.contains_key(suspect);
+        if self.count >= self.waiting_max || is_new && self.suspects.len() >= self.suspects_max {
             return Joined::Refused(waiter);
         }
-        if let Some(round) = self.suspects.get_mut(suspect) {
-            round.waiting.push(waiter);
-            self.count += 1;
+        let round = self.suspects.entry(suspect.clone()).or_insert(Round {
+            waiting: vec![],
+            probes: 0,
+        });
+        round.waiting.push(waiter);
+        self.count += 1;
+        if round.probes >= PROBES_MAX {
             return Joined::Waits;
         }
-        if self.suspects.len() >= self.suspects_max {
-            return Joined::Refused(waiter);
-        }
-        let round = Round {
-            waiting: vec![waiter],
-            served: 0,
-        };
-        self.suspects.insert(suspect.clone(), round);
-        self.count += 1;
-        Joined::First
+        round.probes += 1;
+        Joined::Begin
     }
 
-    /// The probe before is over, if there was one: for whom the next one is (E2). None: nobody asks any more, and whoever
-    /// asks next is the first again.
-    pub(crate) fn begin(&mut self, suspect: &Suspect) -> Option<Vec<W>> {
+    /// A probe begins, for all who wait (E2): its number. None: nobody does any more, and whoever comes next begins again.
+    pub(crate) fn begin(&mut self, suspect: &Suspect) -> Option<u64> {
         let round = self.suspects.get_mut(suspect)?;
-        self.count -= round.served;
         let served = std::mem::take(&mut round.waiting);
-        round.served = served.len();
-        if served.is_empty() {
-            self.suspects.remove(suspect);
-            return None;
+        if !served.is_empty() {
+            self.begun += 1;
+            self.probing.insert(self.begun, served);
+            return Some(self.begun);
         }
-        Some(served)
+        round.probes -= 1;
+        if round.probes == 0 {
+            self.suspects.remove(suspect);
+        }
+        None
+    }
+
+    /// A probe is over: for whom it was.
+    pub(crate) fn end(&mut self, probe: u64) -> Vec<W> {
+        let served = self.probing.remove(&probe).unwrap_or_default();
+        self.count -= served.len();
+        served
+    }
+
+    /// Takes out all who wait, whatever about.
+    pub(crate) fn take(&mut self) -> Vec<W> {
+        self.count = 0;
+        let probing = std::mem::take(&mut self.probing);
+        let waiting = self.suspects.values_mut();
+        let waiting = waiting.flat_map(|round| round.waiting.drain(..));
+        probing.into_values().flatten().chain(waiting).collect()
     }
 }
 
@@ -270,42 +295,72 @@ mod tests {
     fn a_probe_serves_only_those_who_asked_before_it_began() {
         let mut rounds = Rounds::default();
         let one = suspect(1);
-        assert_eq!(rounds.join(&one, "a"), Joined::First);
-        assert_eq!(rounds.join(&one, "b"), Joined::Waits);
-        assert_eq!(rounds.begin(&one), Some(vec!["a", "b"]));
-        assert_eq!(rounds.join(&one, "c"), Joined::Waits);
-        assert_eq!(rounds.join(&suspect(2), "x"), Joined::First);
+        let mut probes = vec![];
+        for asker in ["a", "b", "c"] {
+            assert_eq!(rounds.join(&one, asker), Joined::Begin);
+            probes.push(rounds.begin(&one).unwrap());
+        }
         assert_eq!(rounds.join(&one, "d"), Joined::Waits);
+        assert_eq!(rounds.join(&suspect(2), "x"), Joined::Begin);
+        assert_eq!(rounds.join(&one, "e"), Joined::Waits);
 
-        assert_eq!(rounds.begin(&one), Some(vec!["c", "d"]));
+        assert_eq!(rounds.end(probes[1]), ["b"]);
+        let next = rounds.begin(&one).unwrap();
+        assert_eq!(rounds.end(next), ["d", "e"]);
+        assert_eq!(rounds.begin(&one), None);
+        assert_eq!(rounds.join(&one, "f"), Joined::Begin);
+        let last = rounds.begin(&one).unwrap();
+        assert_eq!(rounds.end(last), ["f"]);
+        for _ in 0..3 {
+            assert_eq!(rounds.begin(&one), None);
+        }
+        assert!(!rounds.suspects.contains_key(&one));
+    }
+
+    /// Two ask before either probe has begun: one probe serves both, and the other has nothing to do. Whoever waits for one
+    /// under way may be told sooner.
+    #[test]
+    fn a_round_may_find_that_another_served_its_waiters() {
+        let mut rounds = Rounds::default();
+        let one = suspect(1);
+        assert_eq!(rounds.join(&one, "a"), Joined::Begin);
+        assert_eq!(rounds.join(&one, "b"), Joined::Begin);
+        let probe = rounds.begin(&one).unwrap();
+        assert_eq!(rounds.begin(&one), None);
+        assert_eq!(rounds.join(&one, "c"), Joined::Begin);
+        assert_eq!(rounds.take(), ["a", "b", "c"]);
+        assert_eq!(rounds.end(probe), Vec::<&str>::new());
         assert_eq!(rounds.begin(&one), None);
         assert_eq!(rounds.begin(&one), None);
-        assert_eq!(rounds.join(&one, "e"), Joined::First);
+        assert!(rounds.suspects.is_empty() && rounds.probing.is_empty());
     }
 
     /// E4: what waits is memory, and room comes back with the answers.
     #[test]
     fn there_is_a_bound_to_suspects_and_to_those_who_wait() {
-        let mut rounds = Rounds::new(2, 4);
+        let mut rounds = Rounds::new(2, 3);
         for number in [1, 2] {
-            assert_eq!(rounds.join(&suspect(number), 0), Joined::First);
+            assert_eq!(rounds.join(&suspect(number), 0), Joined::Begin);
         }
         assert_eq!(rounds.join(&suspect(3), 7), Joined::Refused(7));
-        assert_eq!(rounds.join(&suspect(1), 1), Joined::Waits);
-        assert_eq!(rounds.begin(&suspect(1)), Some(vec![0, 1]));
-        assert_eq!(rounds.join(&suspect(1), 2), Joined::Waits);
-        assert_eq!(
-            rounds.join(&suspect(1), 8),
-            Joined::Refused(8),
-            "0 to 2 and 0 wait"
-        );
+        assert_eq!(rounds.join(&suspect(1), 1), Joined::Begin);
+        assert_eq!(rounds.join(&suspect(1), 8), Joined::Refused(8));
 
-        assert_eq!(rounds.begin(&suspect(1)), Some(vec![2]));
-        assert_eq!(rounds.join(&suspect(2), 3), Joined::Waits);
-        assert_eq!(rounds.join(&suspect(2), 4), Joined::Waits);
-        assert_eq!(rounds.begin(&suspect(1)), None);
-        assert_eq!(rounds.begin(&suspect(2)), Some(vec![0, 3, 4]));
-        assert_eq!(rounds.begin(&suspect(2)), None);
+        let probe = rounds.begin(&suspect(1)).unwrap();
+        assert_eq!(
+            rounds.join(&suspect(2), 9),
+            Joined::Refused(9),
+            "0 and 1 still wait"
+        );
+        assert_eq!(rounds.end(probe), [0, 1]);
+        assert_eq!(rounds.join(&suspect(1), 2), Joined::Begin);
+        assert_eq!(rounds.join(&suspect(2), 3), Joined::Begin);
+        assert_eq!(rounds.join(&suspect(2), 4), Joined::Refused(4));
+        assert_eq!(rounds.take(), [2, 0, 3]);
+        for _ in 0..3 {
+            assert_eq!(rounds.begin(&suspect(1)), None);
+            assert_eq!(rounds.begin(&suspect(2)), None);
+        }
         assert_eq!((rounds.count, rounds.suspects.len()), (0, 0));
     }
 

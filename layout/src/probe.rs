@@ -7,7 +7,8 @@ use std::time::Duration;
 use metrics::{Counter as Count, counter};
 use milonga_host::{CallError, Clock, Host, Network, Responder, WeakTasks, net};
 use milonga_wire::{
-    ClusterId, LayoutReply, Payload, Refusal, Reply, Request, RequestHead, ServerName, Term,
+    ClusterId, Decided, LayoutReply, Payload, Refusal, Reply, Request, RequestHead, ServerName,
+    Term,
 };
 
 use crate::Config;
@@ -54,7 +55,7 @@ impl Opinions {
     pub(crate) fn give(&self, suspect: Suspect, term: Term, respond: Responder) {
         let joined = self.shared.rounds().join(&suspect, respond);
         match joined {
-            Joined::First => {
+            Joined::Begin => {
                 let rounds = Arc::clone(&self.shared).run_rounds(suspect, term);
                 self.tasks.spawn(rounds);
             }
@@ -64,6 +65,15 @@ impl Opinions {
                 let what = "opinions on suspects".to_owned();
                 respond.send(Err(Refusal::Busy { what }));
             }
+        }
+    }
+
+    /// Tells all who wait that another layout was decided meanwhile: what they asked for is of no use any more.
+    pub(crate) fn decided(&self, newest: &Decided) {
+        let waiting = self.shared.rounds().take();
+        for respond in waiting {
+            let newest = Box::new(newest.clone());
+            respond.send(Err(Refusal::Decided { newest }));
         }
     }
 
@@ -81,7 +91,7 @@ impl Shared {
     /// Probe after probe, for as long as somebody asks.
     async fn run_rounds(self: Arc<Self>, suspect: Suspect, term: Term) {
         loop {
-            let Some(served) = self.rounds().begin(&suspect) else {
+            let Some(probe) = self.rounds().begin(&suspect) else {
                 return;
             };
             let trouble = self.probe(&suspect, term).await;
@@ -91,6 +101,7 @@ impl Shared {
             } else {
                 tracing::info!(%name, %of, "a suspect answers");
             }
+            let served = self.rounds().end(probe);
             self.metrics.gave(trouble.is_some(), served.len());
             for respond in served {
                 let opinion = LayoutReply::opinion(trouble.clone());

@@ -87,17 +87,19 @@ impl Reports {
 
 fn check(report: &Report) -> Result<(), Refusal> {
     match report {
-        Report::Holes { spans, .. } if spans.len() > SPANS_MAX => Err(Refusal::too_large(
-            "spans in a report",
-            spans.len(),
-            SPANS_MAX as u32,
-        )),
+        Report::Holes { spans, .. } | Report::Damaged { spans, .. } if spans.len() > SPANS_MAX => {
+            Err(Refusal::too_large(
+                "spans in a report",
+                spans.len(),
+                SPANS_MAX as u32,
+            ))
+        }
         Report::Suspect { why, .. } if why.len() > TEXT_BYTES_MAX => Err(Refusal::too_large(
             "bytes of text in a report",
             why.len(),
             TEXT_BYTES_MAX as u32,
         )),
-        Report::Holes { .. } | Report::Suspect { .. } => Ok(()),
+        Report::Holes { .. } | Report::Suspect { .. } | Report::Damaged { .. } => Ok(()),
     }
 }
 
@@ -105,8 +107,14 @@ fn same_subject(one: &Report, other: &Report) -> bool {
     match (one, other) {
         (Report::Suspect { server: a, .. }, Report::Suspect { server: b, .. }) => a == b,
         (Report::Holes { spans: a, .. }, Report::Holes { spans: b, .. }) => a == b,
-        (Report::Suspect { .. }, Report::Holes { .. })
-        | (Report::Holes { .. }, Report::Suspect { .. }) => false,
+        (
+            Report::Damaged { server, spans },
+            Report::Damaged {
+                server: other,
+                spans: others,
+            },
+        ) => (server, spans) == (other, others),
+        (Report::Suspect { .. } | Report::Holes { .. } | Report::Damaged { .. }, _) => false,
     }
 }
 

@@ -186,6 +186,7 @@ impl Server {
             if let Change::Decided(decided) = &change {
                 let (term, origin) = (decided.layout.term, &decided.layout.origin);
                 tracing::info!(name = %self.name, %term, by = origin.by, change = origin.change, "layout decided");
+                self.opinions.decided(decided);
             }
             state.acceptor.apply(change);
             self.metrics.stands(&state.acceptor);
@@ -214,6 +215,7 @@ impl Server {
             reads: 0,
             state: in_one_word.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            damaged: 0,
         }
     }
 }

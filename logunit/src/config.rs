@@ -7,6 +7,7 @@
 //! ```
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use milonga_wire::limits::{ENTRY_BYTES_MAX, FRAME_BYTES_MAX};
 use milonga_wire::{Address, ClusterId, InvalidName, ServerName};
@@ -18,6 +19,10 @@ const QUEUE_BYTES_MAX: u64 = 4 << 30;
 const FILE_BYTES: u64 = 256 << 20;
 const FILE_BYTES_MIN: u64 = 2 * FRAME_BYTES_MAX as u64;
 const FILE_BYTES_MAX: u64 = 4 << 30;
+const SCRUB_EVERY_SECONDS: u64 = 7 * 24 * 3_600;
+const SCRUB_EVERY_SECONDS_MAX: u64 = 365 * 24 * 3_600;
+const SCRUB_BYTES_PER_SECOND: u64 = 8 << 20;
+const SCRUB_BYTES_PER_SECOND_MAX: u64 = 16 << 30;
 
 /// What [`crate::Server::start`] needs.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -32,8 +37,19 @@ pub struct Config {
     pub queue_bytes_max: usize,
     /// Whom to ask whether terms were really skipped. With none, a seal that skips terms is refused.
     pub layout_servers: Vec<Address>,
+    /// How what is held is verified from time to time. None: not at all.
+    pub scrub: Option<Scrub>,
     /// The version of the program.
     pub version: String,
+}
+
+/// How often and how fast everything held is read again.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub struct Scrub {
+    /// From the start of one round to the next.
+    pub every: Duration,
+    /// Bytes of records read in a second.
+    pub bytes_per_second: u64,
 }
 
 /// The configuration file of a log unit; every key is also a flag.
@@ -64,6 +80,10 @@ pub struct Settings {
     pub file_bytes: Option<u64>,
     /// Whether closed files are read through a memory map.
     pub map: Option<bool>,
+    /// Seconds from one round of verifying all records to the next; 0 for none.
+    pub scrub_every: Option<u64>,
+    /// Bytes of records verified in a second; 0 for none.
+    pub scrub_bytes_per_second: Option<u64>,
 }
 
 /// Settings that were checked.
@@ -93,6 +113,8 @@ pub struct Node {
     pub file_bytes: u64,
     /// Whether closed files are read through a memory map.
     pub map: bool,
+    /// How what is held is verified from time to time.
+    pub scrub: Option<Scrub>,
 }
 
 /// Why settings are refused. Nothing was opened.
@@ -143,6 +165,8 @@ impl Settings {
             queue_bytes_max: self.queue_bytes_max.or(other.queue_bytes_max),
             file_bytes: self.file_bytes.or(other.file_bytes),
             map: self.map.or(other.map),
+            scrub_every: self.scrub_every.or(other.scrub_every),
+            scrub_bytes_per_second: self.scrub_bytes_per_second.or(other.scrub_bytes_per_second),
         }
     }
 
@@ -163,6 +187,16 @@ impl Settings {
             QUEUE_BYTES_MAX,
         )?;
         check_range("file-bytes", file_bytes, FILE_BYTES_MIN, FILE_BYTES_MAX)?;
+        let scrub_every = self.scrub_every.unwrap_or(SCRUB_EVERY_SECONDS);
+        check_range("scrub-every", scrub_every, 0, SCRUB_EVERY_SECONDS_MAX)?;
+        let scrub_bytes = self.scrub_bytes_per_second;
+        let scrub_bytes = scrub_bytes.unwrap_or(SCRUB_BYTES_PER_SECOND);
+        let most = SCRUB_BYTES_PER_SECOND_MAX;
+        check_range("scrub-bytes-per-second", scrub_bytes, 0, most)?;
+        let scrub = Scrub {
+            every: Duration::from_secs(scrub_every),
+            bytes_per_second: scrub_bytes,
+        };
         Ok(Node {
             name: parse("name", &present("name", self.name)?)?,
             listen: parse("listen", &present("listen", self.listen)?)?,
@@ -179,6 +213,7 @@ impl Settings {
             queue_bytes_max: queue_bytes as usize,
             file_bytes,
             map: self.map.unwrap_or(true),
+            scrub: (scrub_every > 0 && scrub_bytes > 0).then_some(scrub),
         })
     }
 }
@@ -192,6 +227,7 @@ impl Node {
             entry_bytes_max: self.entry_bytes_max,
             queue_bytes_max: self.queue_bytes_max,
             layout_servers: self.layout.clone(),
+            scrub: self.scrub,
             version: version.into(),
         }
     }

@@ -9,7 +9,7 @@ mod server;
 pub mod storage;
 pub mod unit;
 
-pub use config::{Config, InvalidConfig, Node, Settings};
+pub use config::{Config, InvalidConfig, Node, Scrub, Settings};
 pub use memory_store::MemoryStore;
 pub use server::Server;
 pub mod store;

@@ -14,7 +14,7 @@ use milonga_wire::{
     Before, EntryHead, Held, Holder, Identity, Payload, Position, Span, StreamId, Stripes, Term,
 };
 
-use crate::storage::{Change, CommitError, Durable, ReadError, Room, Slot, Storage};
+use crate::storage::{Change, CommitError, Durable, ReadError, Room, Scrubbed, Slot, Storage};
 
 /// A store in memory; see the module.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ struct Inner {
     failure: Option<String>,
     commits: u64,
     housekept: u64,
+    /// Where scrubbing goes on.
+    scrub_at: Position,
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +44,18 @@ enum Kept {
     /// Damaged, and nobody has noticed yet.
     Rotten,
     Damaged,
+}
+
+/// What survives of nothing.
+fn blank() -> Durable {
+    Durable {
+        term: Term::GENESIS,
+        trimmed: Position::FIRST,
+        end: Position::FIRST,
+        settled: Position::FIRST,
+        blank: true,
+        synced: true,
+    }
 }
 
 impl Kept {
@@ -59,14 +73,7 @@ impl MemoryStore {
     pub fn format(identity: Identity) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             identity,
-            durable: Durable {
-                term: Term::GENESIS,
-                trimmed: Position::FIRST,
-                end: Position::FIRST,
-                settled: Position::FIRST,
-                blank: true,
-                synced: true,
-            },
+            durable: blank(),
             entries: BTreeMap::new(),
             streams: BTreeMap::new(),
             room: Room::Plenty,
@@ -74,6 +81,7 @@ impl MemoryStore {
             failure: None,
             commits: 0,
             housekept: 0,
+            scrub_at: Position::FIRST,
         })))
     }
 
@@ -379,5 +387,48 @@ impl Storage for MemoryStore {
     fn housekeep(&mut self) -> bool {
         self.lock().housekept += 1;
         false
+    }
+
+    fn damaged(&self) -> u64 {
+        let inner = self.lock();
+        let damaged = inner.entries.values();
+        damaged.filter(|kept| matches!(kept, Kept::Damaged)).count() as u64
+    }
+
+    fn scrub(&mut self, bytes_max: u64) -> Scrubbed {
+        let mut inner = self.lock();
+        let mut scrubbed = Scrubbed::default();
+        while scrubbed.bytes < bytes_max.max(1) {
+            let at = inner.scrub_at;
+            let next = inner.entries.range(at..).next();
+            let Some(position) = next.map(|(position, _)| *position) else {
+                inner.scrub_at = Position::FIRST;
+                scrubbed.done = true;
+                break;
+            };
+            let was_damaged = matches!(inner.entries[&position], Kept::Damaged);
+            let is_damaged = inner.touch(position).is_err();
+            scrubbed.damaged += u64::from(is_damaged && !was_damaged);
+            scrubbed.bytes += match &inner.entries[&position] {
+                Kept::Data(head, _) => u64::from(head.len) + 1,
+                Kept::Junk(_) | Kept::Rotten | Kept::Damaged => 1,
+            };
+            inner.scrub_at = position.next();
+        }
+        scrubbed
+    }
+
+    fn reset(&mut self, identity: Identity) -> Result<(), CommitError> {
+        let mut inner = self.lock();
+        if let Some(error) = inner.fail_next.take() {
+            inner.failure = Some(error.to_string());
+            return Err(error);
+        }
+        inner.identity = identity;
+        inner.durable = blank();
+        inner.entries.clear();
+        inner.streams.clear();
+        inner.scrub_at = Position::FIRST;
+        Ok(())
     }
 }

@@ -14,6 +14,7 @@
 
 mod confirm;
 mod metrics;
+mod scrub;
 
 #[cfg(test)]
 mod tests;
@@ -24,10 +25,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use milonga_host::net::Request;
-use milonga_host::{Clock, Host, Network, Responder, Service};
+use milonga_host::{Clock, Host, Network, Random, Responder, Service};
 use milonga_wire::{
     Access, Caller, Description, Identity, Incarnation, Kind, Refusal, Reply, Request as Wanted,
-    RequestHead, Role, Term, admit,
+    RequestHead, Role, Term, UnitReply, admit,
 };
 use tokio::sync::Notify;
 
@@ -54,10 +55,11 @@ pub struct Server(Arc<Shared>);
 
 struct Shared {
     config: Config,
-    identity: Identity,
-    incarnation: Incarnation,
+    /// Who is served now: a reset changes it.
+    who: Mutex<Who>,
     net: Arc<dyn Network>,
     clock: Clock,
+    random: Random,
     metrics: Metrics,
     reads: AtomicU64,
     core: Mutex<Core>,
@@ -67,6 +69,34 @@ struct Shared {
     /// The queue is empty and answered.
     idle: Notify,
     confirmations: Confirmations,
+}
+
+/// The server that a request must mean, to be admitted.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+struct Who {
+    identity: Identity,
+    incarnation: Incarnation,
+}
+
+impl Who {
+    fn of(unit: &Unit) -> Self {
+        Self {
+            identity: unit.identity(),
+            incarnation: unit.incarnation(),
+        }
+    }
+
+    /// Whether `unit` is still the one that a request was admitted for (U12).
+    fn check(self, unit: &Unit) -> Result<(), Refusal> {
+        let here = Self::of(unit);
+        if self == here {
+            return Ok(());
+        }
+        Err(Refusal::WrongServer {
+            asked: self.identity,
+            here: here.identity,
+        })
+    }
 }
 
 /// The unit and its store: one writer at a time.
@@ -87,6 +117,8 @@ struct Queue {
 /// A command and where its answer goes.
 struct Waiting {
     asked: Asked,
+    /// Whom it was admitted for.
+    who: Who,
     respond: Responder,
     bytes: usize,
 }
@@ -101,10 +133,10 @@ impl Server {
         let incarnation = Incarnation(host.random.next());
         let unit = Unit::new(&*storage, incarnation, config.entry_bytes_max);
         let shared = Arc::new(Shared {
-            identity: unit.identity(),
-            incarnation,
+            who: Mutex::new(Who::of(&unit)),
             net: Arc::clone(&host.net),
             clock: host.clock.clone(),
+            random: host.random.clone(),
             metrics: Metrics::new(&config.name),
             reads: AtomicU64::new(0),
             core: Mutex::new(Core { unit, storage }),
@@ -117,17 +149,18 @@ impl Server {
         host.tasks.spawn(Arc::clone(&shared).commit_for_ever());
         host.tasks.spawn(Arc::clone(&shared).confirm_for_ever());
         host.tasks.spawn(Arc::clone(&shared).housekeep_for_ever());
+        host.tasks.spawn(Arc::clone(&shared).scrub_for_ever());
         Arc::new(Self(shared))
     }
 
     /// Which server it is.
     pub fn identity(&self) -> Identity {
-        self.0.identity
+        lock(&self.0.who).identity
     }
 
     /// Which process start.
     pub fn incarnation(&self) -> Incarnation {
-        self.0.incarnation
+        lock(&self.0.who).incarnation
     }
 
     /// Its word about itself.
@@ -183,15 +216,17 @@ impl Queue {
 impl Shared {
     fn serve(&self, caller: &Caller, request: Request, respond: Responder) {
         let Request { head, payload } = request;
-        let (cluster, incarnation) = (self.config.cluster, Some(self.incarnation));
-        if let Err(refusal) = admit(caller, &head, cluster, self.identity, incarnation) {
+        let who = *lock(&self.who);
+        let (cluster, incarnation) = (self.config.cluster, Some(who.incarnation));
+        if let Err(refusal) = admit(caller, &head, cluster, who.identity, incarnation) {
             return respond.send(Err(refusal));
         }
         let RequestHead { term, request, .. } = head;
         match request {
             Wanted::Describe => respond.send(Ok(Reply::Described(self.describe().into()))),
             Wanted::Unit(request) => match Work::from(request) {
-                Work::Query(query) => self.answer(caller, term, query, respond),
+                Work::Query(query) => self.answer(caller, who, term, query, respond),
+                Work::Reset(of) => respond.send(self.reset(who, term, of).map(Reply::Unit)),
                 Work::Command(command) => {
                     let asked = Asked {
                         term,
@@ -199,7 +234,7 @@ impl Shared {
                         payload,
                         confirmed: false,
                     };
-                    self.take(asked, respond);
+                    self.take(asked, who, respond);
                 }
             },
             Wanted::Sequencer(_) => respond.send(Err(wrong_kind("sequencer"))),
@@ -213,8 +248,8 @@ impl Shared {
         Description {
             kind: Kind::LogUnit,
             name: self.config.name.clone(),
-            identity: self.identity,
-            incarnation: self.incarnation,
+            identity: unit.identity(),
+            incarnation: unit.incarnation(),
             term: unit.term(),
             blank: unit.is_blank(),
             end: unit.end(),
@@ -223,17 +258,42 @@ impl Shared {
             reads: self.reads.load(Ordering::Relaxed),
             state: unit.condition(storage.room()).to_owned(),
             version: self.config.version.clone(),
+            damaged: storage.damaged(),
         }
     }
 
-    fn answer(&self, caller: &Caller, term: Term, query: Query, respond: Responder) {
+    /// Ends the server that `of` names and becomes another, all at once: whatever waits is refused in its turn (U12).
+    fn reset(&self, who: Who, term: Term, of: Identity) -> Result<UnitReply, Refusal> {
+        let mut core = lock(&self.core);
+        let Core { unit, storage } = &mut *core;
+        who.check(unit)?;
+        unit.may_reset(term, of)?;
+        let (identity, incarnation) = (Identity(self.random.id()), Incarnation(self.random.next()));
+        let (server, old) = (&self.config.name, unit.identity());
+        let reset = unit.reset(&mut **storage, identity, incarnation);
+        match &reset {
+            Ok(_) => {
+                *lock(&self.who) = Who::of(unit);
+                self.metrics.state(unit);
+                tracing::info!(%server, %old, new = %identity, "everything was given up; the directory is another server's");
+            }
+            Err(why) => {
+                tracing::error!(%server, %why, "giving everything up failed; the next start finishes it");
+            }
+        }
+        reset
+    }
+
+    fn answer(&self, caller: &Caller, who: Who, term: Term, query: Query, respond: Responder) {
         let trusted = Access::AtLeastOrServer(Role::Control).allows(caller.role);
         let is_read = matches!(query, Query::Read { .. });
         let mut core = lock(&self.core);
         let Core { unit, storage } = &mut *core;
         let damages = unit.damages();
-        let answer = unit.answer(&mut **storage, term, query, trusted);
-        self.metrics.damaged(unit.damages() - damages);
+        let answer = who
+            .check(unit)
+            .and_then(|()| unit.answer(&mut **storage, term, query, trusted));
+        self.metrics.damaged(unit.damages().saturating_sub(damages));
         drop(core);
         if let (true, Ok((_, payload))) = (is_read, &answer) {
             self.reads.fetch_add(1, Ordering::Relaxed);
@@ -246,10 +306,11 @@ impl Shared {
     }
 
     /// Lets a command wait: for its commit, or first for a layout server's word.
-    fn take(&self, asked: Asked, respond: Responder) {
+    fn take(&self, asked: Asked, who: Who, respond: Responder) {
         let bytes = asked.payload.len() + asked.command.head_bytes();
         let waiting = Waiting {
             asked,
+            who,
             respond,
             bytes,
         };
@@ -318,7 +379,17 @@ impl Shared {
         let (damages, failed) = (unit.damages(), unit.failure().is_some());
         let mut batch = unit.batch();
         let mut answers = Vec::with_capacity(waiting.len());
-        for Waiting { asked, respond, .. } in waiting {
+        for Waiting {
+            asked,
+            who,
+            respond,
+            ..
+        } in waiting
+        {
+            if let Err(refusal) = who.check(unit) {
+                respond.send(Err(refusal));
+                continue;
+            }
             let is_write = matches!(asked.command, Command::Write { .. });
             answers.push((respond, is_write));
             unit.admit(&mut **storage, &mut batch, asked);

@@ -108,6 +108,17 @@ pub enum ReadError {
     Damaged(String),
 }
 
+/// What one step of verifying old records brought.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+pub struct Scrubbed {
+    /// Bytes read.
+    pub bytes: u64,
+    /// Records found damaged that were believed before.
+    pub damaged: u64,
+    /// Whether the step ended a round over all records.
+    pub done: bool,
+}
+
 /// A log unit's store.
 pub trait Storage: Send + 'static {
     /// Which server this directory makes.
@@ -174,6 +185,20 @@ pub trait Storage: Send + 'static {
     /// Does a little of what need not be done while a client waits: prepares the next file, frees trimmed ones,
     /// verifies some old entries. Returns whether there is more to do soon.
     fn housekeep(&mut self) -> bool;
+
+    /// Positions whose slot is [`Slot::Damaged`].
+    fn damaged(&self) -> u64;
+
+    /// Reads and verifies records, in the order of positions, from where the last step ended: about `bytes_max` bytes, and
+    /// at least one record. What cannot be read is [`Slot::Damaged`] from now on.
+    fn scrub(&mut self, bytes_max: u64) -> Scrubbed;
+
+    /// Forgets everything and becomes the blank store of `identity`. Durable when it returns. A crash meanwhile leaves the
+    /// old identity with a note that makes the next opening finish it, or the new one; never what was held.
+    ///
+    /// # Errors
+    /// [`CommitError::Failed`]; nothing may be asked of the store any more.
+    fn reset(&mut self, identity: Identity) -> Result<(), CommitError>;
 
     /// The stamps of the records at `positions`, where they are data: for checks in bulk.
     fn stamp(&mut self, position: Position) -> Option<Stamp> {

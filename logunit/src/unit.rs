@@ -23,6 +23,8 @@
 //! - U9 After a failed commit no command is taken until the next process start, and nothing absent is called unwritten.
 //! - U10 To a request of an older term a read gives only entries of that term or an earlier one, and trimmed.
 //! - U11 A full disk refuses what decides first; reads, trims and seals go on.
+//! - U12 A reset ends the identity it names, and only one that no layout of the request's term was announced to. Nothing
+//!   that was meant for the old identity is answered by the new one.
 //!
 //! Source: Balakrishnan et al., *CORFU* (NSDI '12), "Flash Unit" and "Mapping in CORFU" (sealing).
 
@@ -218,6 +220,60 @@ impl Unit {
     pub fn to_confirm(&self, term: Term, command: &Command) -> Option<Term> {
         let skips = matches!(command, Command::Seal) && term > self.state.term.next();
         skips.then(|| Term(term.0 - 1))
+    }
+
+    /// Whether [`UnitRequest::Reset`](milonga_wire::UnitRequest::Reset) of `of` may be done in `term` (U12).
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_reset(&self, term: Term, of: Identity) -> Result<(), Refusal> {
+        let current = self.state.term;
+        if let Some(why) = &self.failure {
+            return Err(Refusal::DiskFailed { why: why.clone() });
+        }
+        if of != self.identity {
+            let here = self.identity;
+            return Err(Refusal::WrongServer { asked: of, here });
+        }
+        if term < current {
+            return Err(stale(term, current));
+        }
+        match self.state.announced {
+            Some((announced, _)) if announced == term => Err(Refusal::InUse { term }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Forgets everything and is `identity` from now on, as a new process start of it. [`Unit::may_reset`] has allowed it.
+    ///
+    /// # Errors
+    /// [`Refusal::DiskFailed`]: the next process start finishes it (U9).
+    pub fn reset(
+        &mut self,
+        storage: &mut dyn Storage,
+        identity: Identity,
+        incarnation: Incarnation,
+    ) -> Result<UnitReply, Refusal> {
+        if let Err(error) = storage.reset(identity) {
+            let why = error.to_string();
+            self.failure = Some(why.clone());
+            self.state.member_from = None;
+            return Err(Refusal::DiskFailed { why });
+        }
+        debug_assert_eq!(storage.identity(), identity, "U12");
+        *self = Self::new(storage, incarnation, self.entry_bytes_max);
+        Ok(UnitReply::Reset {
+            identity,
+            incarnation,
+        })
+    }
+
+    /// Some records were verified, and so many of them found damaged: no mark above them is believed any more.
+    pub fn scrubbed(&mut self, damaged: u64) {
+        if damaged > 0 {
+            self.damages += damaged;
+            self.marks.clear();
+        }
     }
 
     /// A batch to admit commands into. There is one at a time, and it is committed or dropped before anything is read.

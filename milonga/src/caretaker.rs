@@ -187,6 +187,8 @@ fn sorted(told: impl Iterator<Item = Noted>) -> (BTreeSet<ServerName>, Vec<Span>
                 suspects.insert(server);
             }
             Report::Holes { spans, .. } => holes.extend(spans),
+            // The unit knows it since it was read, and says so when it is looked at.
+            Report::Damaged { .. } => {}
         }
     }
     (suspects, holes)

@@ -6,7 +6,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use milonga_client::object::{AtError, DecideError, PlayError, UpdateError};
-use milonga_client::reconfigure::{ChangeError, InitError, PlanError};
+use milonga_client::reconfigure::{ChangeError, InitError, PlanError, RepairError, ResetError};
 use milonga_client::{AppendError, ReadError, ServerFailure, TrimError, Unavailable};
 use milonga_host::CallError;
 use milonga_wire::Refusal;
@@ -104,7 +104,7 @@ fn code_of(refusal: &Refusal) -> Code {
         | Refusal::Outranked { .. }
         | Refusal::Decided { .. }
         | Refusal::Behind { .. } => Code::Unavailable,
-        Refusal::AlreadyInitialised => Code::Conflict,
+        Refusal::AlreadyInitialised | Refusal::InUse { .. } => Code::Conflict,
         Refusal::WrongCluster { .. }
         | Refusal::WrongServer { .. }
         | Refusal::WrongRole { .. }
@@ -282,6 +282,30 @@ impl From<InitError> for Failure {
             InitError::Server(failure) => code_of_server(failure),
             InitError::Unfinished(_) => Code::Unavailable,
             InitError::WrongKind { .. } | InitError::Invalid(_) => Code::Failed,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<RepairError> for Failure {
+    fn from(error: RepairError) -> Self {
+        match error {
+            RepairError::Change(error) => error.into(),
+            RepairError::Unit(error) => Self::from(error).about("not repaired"),
+            error @ RepairError::Layouts(_) => Self::new(Code::Unavailable, error),
+            error @ RepairError::NotListed(_) => Self::new(Code::NotFound, error),
+            error @ RepairError::WrongRole(_) => Self::failed(error),
+        }
+    }
+}
+
+impl From<ResetError> for Failure {
+    fn from(error: ResetError) -> Self {
+        let code = match &error {
+            ResetError::Layouts(_) | ResetError::HalfDecided(_) => Code::Unavailable,
+            ResetError::Listed { .. } => Code::Conflict,
+            ResetError::WrongKind(_) => Code::Failed,
+            ResetError::Server(failure) => code_of_server(failure),
         };
         Self::new(code, error)
     }

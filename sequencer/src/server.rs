@@ -343,6 +343,7 @@ impl Shared {
             reads: 0,
             state: state.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            damaged: 0,
         }
     }
 }

@@ -142,9 +142,11 @@ impl Access {
                     WriteKind::Decide | WriteKind::Follow => Self::AtLeast(Role::Writer),
                     WriteKind::Copy => Self::AtLeast(Role::Control),
                 },
-                UnitRequest::Seal | UnitRequest::Announce { .. } | UnitRequest::Trim { .. } => {
-                    Self::AtLeast(Role::Control)
-                }
+                UnitRequest::Seal
+                | UnitRequest::Announce { .. }
+                | UnitRequest::Trim { .. }
+                | UnitRequest::Lacking { .. }
+                | UnitRequest::Reset { .. } => Self::AtLeast(Role::Control),
                 UnitRequest::Probe => Self::AtLeastOrServer(Role::Control),
             },
             Request::Sequencer(request) => match request {

@@ -199,6 +199,12 @@ pub enum Refusal {
         /// Which bound.
         what: String,
     },
+    /// A layout of that term lists the server: it keeps what it holds.
+    #[error("the layout of term {term} lists this server; a later one must leave it out first")]
+    InUse {
+        /// The term.
+        term: Term,
+    },
 }
 
 /// The layouts that a layout server knows.

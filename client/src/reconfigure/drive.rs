@@ -117,13 +117,19 @@ pub async fn mend(
         };
         host.clock.sleep(host.random.jittered(PAUSE)).await;
         (known, survey) = look(log, suspect).await?;
-        if known.layout.term > term {
-            finish(log, &known).await?;
-            return Ok(Arc::new(known));
-        }
-        if host.clock.now().since(began) >= patience {
+        if known.layout.term > term || host.clock.now().since(began) >= patience {
             break;
         }
+    }
+    // Another's change came while this one looked.
+    if let Some(newer) = log
+        .shared
+        .layouts
+        .known()
+        .filter(|newer| newer.layout.term > term)
+    {
+        finish(log, &newer).await?;
+        return Ok(newer);
     }
     if survey.is_well() {
         teach_all(log, &known).await;

@@ -16,6 +16,7 @@ mod heal;
 mod opinion;
 mod phases;
 mod plan;
+mod reset;
 mod survey;
 
 pub(crate) use drive::make;
@@ -25,6 +26,9 @@ pub use heal::{Gap, gaps, heal, heal_unattended, is_short, may_take_spares};
 pub(crate) use phases::Changes;
 pub use phases::Phases;
 pub use plan::{Change, PlanError, Seals, next};
+pub use reset::{Reset, ResetError, reset_left_unit};
+
+pub use crate::repair::{RepairError, Repaired, repair};
 
 #[cfg(test)]
 mod tests;

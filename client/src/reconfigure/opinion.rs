@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use milonga_wire::{Kind, Layout, LayoutReply, LayoutRequest, Server};
+use milonga_wire::{Kind, Layout, LayoutReply, LayoutRequest, Refusal, Server};
 
 use crate::calls::{Failure, unexpected};
 use crate::log::Log;
@@ -56,7 +56,7 @@ pub(crate) fn verdict(opinions: &[Opinion]) -> Verdict {
 }
 
 /// Asks every layout server of `layout` for its opinion on `of`, which `layout` lists as a `kind`. One answer for each, in
-/// the layout's order; those that the [`verdict`] no longer needs are not waited for.
+/// the layout's order; those that the [`verdict`] no longer needs are not waited for, nor any once another layout is known.
 pub(crate) async fn opinions(log: &Log, layout: &Layout, of: &Server, kind: Kind) -> Vec<Opinion> {
     let calls = log.shared.calls.patient(WAIT);
     let request = LayoutRequest::Opinion {
@@ -69,12 +69,27 @@ pub(crate) async fn opinions(log: &Log, layout: &Layout, of: &Server, kind: Kind
         .enumerate()
         .map(|(index, server)| {
             let answer = calls.layout(server, layout.term, request.clone());
-            async move { (index, heard(server, answer.await)) }
+            async move {
+                let answer = answer.await;
+                if let Err(Failure::Refused {
+                    refusal: Refusal::Decided { newest },
+                    ..
+                }) = &answer
+                {
+                    log.shared.layouts.offer(newest);
+                }
+                (index, heard(server, answer))
+            }
         })
         .collect();
     let unheard = Opinion::Unheard("the others had settled it".to_owned());
     let mut opinions = vec![unheard; layout.layout_servers.len()];
+    let is_newest = || {
+        let known = log.shared.layouts.known();
+        known.is_none_or(|known| known.layout.term <= layout.term)
+    };
     while verdict(&opinions) == Verdict::Undecided
+        && is_newest()
         && let Some((index, opinion)) = running.next().await
     {
         opinions[index] = opinion;
@@ -102,7 +117,7 @@ pub(crate) async fn asked(log: &Log, layout: &Layout, of: &Server, kind: Kind) -
 
 #[cfg(test)]
 mod tests {
-    use milonga_wire::{Refusal, Role};
+    use milonga_wire::Role;
 
     use super::*;
     use crate::calls::peer;

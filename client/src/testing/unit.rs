@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use milonga_wire::limits::{BACKPOINTERS, WINDOW_POSITIONS};
 use milonga_wire::{
-    Answer, Before, EntryHead, Fill, FillOutcome, Holder, Incarnation, Payload, Piece, Position,
-    Refusal, Sealed, Server, Span, StreamId, Stripes, Term, UnitReply, UnitRequest, WriteKind,
-    WriteOutcome,
+    Answer, Before, EntryHead, Fill, FillOutcome, Holder, Identity, Incarnation, Payload, Piece,
+    Position, Refusal, Sealed, Server, Span, StreamId, Stripes, Term, UnitReply, UnitRequest,
+    WriteKind, WriteOutcome,
 };
 
 /// What a unit holds.
@@ -132,6 +132,8 @@ impl Unit {
                 }
             }
             UnitRequest::Probe => UnitReply::Probed,
+            UnitRequest::Lacking { stripes, from, .. } => self.lacking(term, stripes, from)?,
+            UnitRequest::Reset { of } => self.reset(term, of)?,
         };
         Ok((reply, Payload::new()))
     }
@@ -162,6 +164,57 @@ impl Unit {
             Some((term, start)) if term == asked => Ok(start),
             Some(_) | None => Err(Refusal::NotAnnounced { term: self.term }),
         }
+    }
+
+    /// What of `stripes` it cannot tell, as far as it goes.
+    fn lacking(&self, term: Term, stripes: Stripes, from: Position) -> Result<UnitReply, Refusal> {
+        self.check_term(term)?;
+        let known = self.announced.map_or(Position::FIRST, |(_, start)| start);
+        let end = stripes.span.end.min(self.end().max(known));
+        let lacks = Span::new(from.max(self.trimmed), end)
+            .positions()
+            .filter(|position| {
+                stripes.contains(*position)
+                    && !self.entries.contains_key(position)
+                    && self.is_unknown(*position)
+            });
+        let answer = |position: Position| {
+            if self.damaged.contains(&position) {
+                Answer::Damaged(Span::one(position))
+            } else {
+                Answer::Unknown(Span::one(position))
+            }
+        };
+        let spans = lacks.map(answer).collect();
+        Ok(UnitReply::Lacking { spans, next: None })
+    }
+
+    /// It is another unit from now on.
+    fn reset(&mut self, term: Term, of: Identity) -> Result<UnitReply, Refusal> {
+        assert_eq!(of, self.server.identity, "admission compares it");
+        if term < self.term {
+            return Err(self.check_term(term).expect_err("it is lower"));
+        }
+        if self
+            .announced
+            .is_some_and(|(announced, _)| announced == term)
+        {
+            return Err(Refusal::InUse { term });
+        }
+        let (Identity(mut identity), Incarnation(incarnation)) =
+            (self.server.identity, self.server.incarnation);
+        identity[15] = identity[15].wrapping_add(128);
+        let server = Server {
+            identity: Identity(identity),
+            incarnation: Incarnation(incarnation + 1_000),
+            ..self.server.clone()
+        };
+        let (identity, incarnation) = (server.identity, server.incarnation);
+        *self = Self::blank(server);
+        Ok(UnitReply::Reset {
+            identity,
+            incarnation,
+        })
     }
 
     fn seal(&mut self, term: Term) -> Result<UnitReply, Refusal> {
@@ -346,6 +399,7 @@ impl Unit {
                 span: Span::one(position),
                 term: *term,
             },
+            None if self.damaged.contains(&position) => Answer::Damaged(Span::one(position)),
             None if self.is_unknown(position) => Answer::Unknown(Span::one(position)),
             None => {
                 let next = self.entries.range(position..).next();

@@ -8,6 +8,7 @@ use metrics::{
 };
 use milonga_wire::{Refusal, ServerName, UnitReply, WriteOutcome};
 
+use crate::storage::Scrubbed;
 use crate::unit::{Batch, Unit};
 
 /// The handles of one unit, which stands in the label `server`.
@@ -24,6 +25,8 @@ pub(super) struct Metrics {
     reads: Counter,
     read_bytes: Counter,
     crc_errors: Counter,
+    scrubbed_bytes: Counter,
+    damaged: Gauge,
     fsync_duration: Histogram,
     fsync_entries: Histogram,
     trim_mark: Gauge,
@@ -50,6 +53,14 @@ fn describe() {
     describe_counter!(
         "milonga_logunit_crc_errors_total",
         "Records found damaged when they were read."
+    );
+    describe_counter!(
+        "milonga_logunit_scrubbed_bytes_total",
+        "Bytes of records read again to verify them."
+    );
+    describe_gauge!(
+        "milonga_logunit_damaged_positions",
+        "Positions whose records are damaged, and not restored yet."
     );
     describe_histogram!(
         "milonga_logunit_fsync_duration_seconds",
@@ -87,6 +98,8 @@ impl Metrics {
             reads: counter!("milonga_logunit_reads_total", "server" => label()),
             read_bytes: counter!("milonga_logunit_read_bytes_total", "server" => label()),
             crc_errors: counter!("milonga_logunit_crc_errors_total", "server" => label()),
+            scrubbed_bytes: counter!("milonga_logunit_scrubbed_bytes_total", "server" => label()),
+            damaged: gauge!("milonga_logunit_damaged_positions", "server" => label()),
             fsync_duration: histogram!("milonga_logunit_fsync_duration_seconds", "server" => label()),
             fsync_entries: histogram!("milonga_logunit_fsync_batch_entries", "server" => label()),
             trim_mark: gauge!("milonga_logunit_trim_mark", "server" => label()),
@@ -144,6 +157,14 @@ impl Metrics {
     /// Positions found damaged.
     pub(super) fn damaged(&self, count: u64) {
         self.crc_errors.increment(count);
+    }
+
+    /// A step of scrubbing, after which so many positions are damaged.
+    #[allow(clippy::cast_precision_loss)]
+    pub(super) fn scrubbed(&self, scrubbed: &Scrubbed, damaged: u64) {
+        self.scrubbed_bytes.increment(scrubbed.bytes);
+        self.crc_errors.increment(scrubbed.damaged);
+        self.damaged.set(damaged as f64);
     }
 
     /// Where the unit stands.

@@ -14,8 +14,11 @@ use tokio::sync::oneshot;
 
 use std::task::Poll;
 
+mod care;
+
 use super::*;
 use crate::MemoryStore;
+use crate::config::Scrub;
 use crate::storage::CommitError;
 
 const CLUSTER: ClusterId = ClusterId([1; 16]);
@@ -105,6 +108,10 @@ impl Node {
 
     /// With layout servers that know these terms.
     fn with(layouts: &[Option<u64>], queue_bytes_max: usize) -> Self {
+        Self::scrubbing(layouts, queue_bytes_max, None)
+    }
+
+    fn scrubbing(layouts: &[Option<u64>], queue_bytes_max: usize, scrub: Option<Scrub>) -> Self {
         let clock = Clock::simulated(0, 0);
         let address = |number: usize| format!("layout:{number}").parse::<Address>().unwrap();
         let newest = layouts.iter().enumerate();
@@ -128,6 +135,7 @@ impl Node {
             entry_bytes_max: 1_000,
             queue_bytes_max,
             layout_servers,
+            scrub,
             version: "0.1".to_owned(),
         };
         let server = Server::start(&host, Box::new(store.clone()), config);
@@ -255,6 +263,10 @@ fn a_queue_is_idle_only_once_its_last_batch_is_answered() {
     for _ in 0..2 {
         queue.bytes += COMMIT_BYTES_MAX;
         queue.waiting.push_back(Waiting {
+            who: Who {
+                identity: Identity([3; 16]),
+                incarnation: Incarnation(1),
+            },
             asked: Asked {
                 term: Term(0),
                 command: Command::Probe,

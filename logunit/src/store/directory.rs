@@ -16,6 +16,8 @@ pub(super) const KEPT: &str = "streams";
 pub(super) const KEPT_NEW: &str = "streams.new";
 /// There while a process has files mapped: found at opening, that process died.
 pub(super) const MAPPING: &str = "mapping";
+/// There while the directory is being emptied, to be another server's: found at opening, that is finished first.
+pub(super) const RESET: &str = "reset";
 /// Made by some file systems.
 const NOT_OURS_TO_MIND: &str = "lost+found";
 
@@ -118,6 +120,7 @@ pub(super) fn is_known(name: &str) -> bool {
         KEPT,
         KEPT_NEW,
         MAPPING,
+        RESET,
         NOT_OURS_TO_MIND,
     ]
     .contains(&name)
@@ -242,7 +245,7 @@ pub(super) fn identify(
             expected: name.clone(),
         });
     }
-    Ok(found.identity)
+    finish_reset(disk, names, found, random)
 }
 
 /// Makes an empty directory this server's. Until the last step it stays an empty one.
@@ -258,17 +261,61 @@ fn format(
         identity: Identity(random.id()),
         name: name.as_str().to_owned(),
     };
-    let written = || -> io::Result<()> {
-        if names.iter().any(|name| name == IDENTITY_NEW) {
-            disk.remove(IDENTITY_NEW)?;
-        }
-        let file = disk.create(IDENTITY_NEW, PAGE)?;
-        file.write_at(0, &[IoSlice::new(&owned.encode())])?;
-        file.sync()?;
-        disk.rename(IDENTITY_NEW, IDENTITY)?;
-        disk.sync_names()
+    own(disk, names, &owned).map_err(OpenError::io("format the directory"))?;
+    Ok(owned.identity)
+}
+
+/// Makes the directory `owned`'s, whatever it was before.
+fn own(disk: &dyn Disk, names: &[String], owned: &Owned) -> io::Result<()> {
+    if names.iter().any(|name| name == IDENTITY_NEW) {
+        disk.remove(IDENTITY_NEW)?;
+    }
+    let file = disk.create(IDENTITY_NEW, PAGE)?;
+    file.write_at(0, &[IoSlice::new(&owned.encode())])?;
+    file.sync()?;
+    disk.rename(IDENTITY_NEW, IDENTITY)?;
+    disk.sync_names()
+}
+
+/// Empties the directory and makes it `owned`'s.
+///
+/// ```text
+/// note ─▶ files removed ─▶ identity replaced ─▶ note removed          (each step durable before the next)
+/// ```
+/// Who finds the note goes through all of it again. So what was held is gone before the identity is, and comes back never.
+pub(super) fn reset(disk: &dyn Disk, names: &[String], owned: &Owned) -> io::Result<()> {
+    if !names.iter().any(|name| name == RESET) {
+        drop(disk.create(RESET, PAGE)?);
+        disk.sync_names()?;
+    }
+    let ours = |name: &&String| {
+        let kept = [KEPT, KEPT_NEW, MAPPING].contains(&name.as_str());
+        kept || Name::parse(name).is_some()
     };
-    written().map_err(OpenError::io("format the directory"))?;
+    for name in names.iter().filter(ours) {
+        disk.remove(name)?;
+    }
+    disk.sync_names()?;
+    own(disk, names, owned)?;
+    disk.remove(RESET)?;
+    disk.sync_names()
+}
+
+/// Finishes what a process began that died over it, if `names` names the note.
+fn finish_reset(
+    disk: &dyn Disk,
+    names: &[String],
+    owned: Owned,
+    random: &Random,
+) -> Result<Identity, OpenError> {
+    if !names.iter().any(|name| name == RESET) {
+        return Ok(owned.identity);
+    }
+    let owned = Owned {
+        identity: Identity(random.id()),
+        ..owned
+    };
+    reset(disk, names, &owned).map_err(OpenError::io("finish emptying the directory"))?;
     Ok(owned.identity)
 }
 

@@ -3,16 +3,20 @@
 //! - A1 Bytes handed out never change: what is committed stays, and a file is used again only when nobody holds
 //!   bytes of its map.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use milonga_host::{Disk, File};
+use milonga_wire::Position;
 
 use super::directory::Name;
 use super::footer::{self, Summary, TRAILER, Trailer};
-use super::format::{Key, Listed, Owner, PAGE, State, file_header};
-use super::index::FileIndex;
+use super::format::{
+    ALIGN, Key, Kind, Listed, Owner, PAGE, RECORD_HEAD, RecordHead, State, file_header,
+};
+use super::index::{FileIndex, Place};
 use super::scan::read;
 
 /// Bytes read ahead where reads follow each other.
@@ -185,6 +189,34 @@ impl Window {
         }
         Ok((&self.bytes, (at - self.at) as usize))
     }
+}
+
+/// Reads the record of `position`, which stands at `place`; with its payload, or the head alone.
+pub(super) fn fetch(
+    files: &mut BTreeMap<u64, DataFile>,
+    window: &mut Window,
+    map: bool,
+    place: Place,
+    position: Position,
+    whole: bool,
+) -> Result<(RecordHead, Bytes), String> {
+    let file = files.get_mut(&place.file).ok_or("its file is gone")?;
+    let (key, at) = (file.key, u64::from(place.slot) * ALIGN);
+    let failed = |error: io::Error| error.to_string();
+    let (bytes, start) = window
+        .load(file, map, at, RECORD_HEAD as u64)
+        .map_err(failed)?;
+    let len = RecordHead::bytes_at(&bytes[start..], whole);
+    let (bytes, start) = window.load(file, map, at, len).map_err(failed)?;
+    let bytes = bytes.slice(start..start + len as usize);
+    let head = RecordHead::decode(&key, &bytes).ok_or("its head does not verify")?;
+    if head.position != position || !matches!(head.kind, Kind::Data(_)) {
+        return Err("another record stands there".to_owned());
+    }
+    if whole && !head.verifies(&bytes[head.payload_at() as usize..]) {
+        return Err("its payload does not verify".to_owned());
+    }
+    Ok((head, bytes))
 }
 
 /// A file being made ready to be the next one.

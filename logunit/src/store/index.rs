@@ -254,6 +254,11 @@ impl Index {
         self.damaged.insert(Span::one(position), ());
     }
 
+    /// How many positions cannot be read.
+    pub(super) fn damaged(&self) -> u64 {
+        self.damaged.iter().map(|(span, ())| span.len()).sum()
+    }
+
     pub(super) fn trim(&mut self, to: Position) {
         self.trimmed = self.trimmed.max(to);
         let below = Span::new(Position::FIRST, self.trimmed);

@@ -26,6 +26,7 @@ mod slots;
 mod space;
 mod spans;
 mod streams;
+pub mod view;
 
 pub use directory::OpenError;
 pub use format::FORMAT_VERSION;
@@ -42,11 +43,12 @@ use milonga_wire::{
     StreamId, Stripes,
 };
 
-use crate::storage::{Change, CommitError, Durable, ReadError, Room, Slot, Storage};
+use crate::storage::{Change, CommitError, Durable, ReadError, Room, Scrubbed, Slot, Storage};
 use file::{DataFile, Window, zeros};
 use format::{ALIGN, Draft, Key, Kind, Listed, Owner, PAGE, RECORD_HEAD, RecordHead, State};
 use index::{Index, Place};
 use kept::Kept;
+use recovery::Access;
 use space::Space;
 
 /// How a store is opened.
@@ -64,7 +66,7 @@ pub struct Options {
     pub streams_kept: usize,
     /// Whether closed files are read through maps. (After a process that had maps died, they are read for damage first.)
     pub map: bool,
-    /// Records that one call of [`Storage::housekeep`] verifies.
+    /// Records that one call of [`Storage::housekeep`] verifies, while it is not known whether files may be mapped.
     pub scrub_records: usize,
 }
 
@@ -125,6 +127,8 @@ pub struct Store {
     draft: Draft,
     window: Window,
     scrub: Scrub,
+    /// The directory is another store's, of the same process.
+    is_replaced: bool,
 }
 
 /// How far old records have been verified.
@@ -152,11 +156,21 @@ impl Store {
                 error,
             },
         })?;
-        let names = disk.list().map_err(OpenError::io("list the directory"))?;
+        Self::open_locked(disk, options, random)
+    }
+
+    /// The same of a directory that is this process's already.
+    fn open_locked(
+        disk: Arc<dyn Disk>,
+        options: Options,
+        random: &Random,
+    ) -> Result<Self, OpenError> {
+        let list = || disk.list().map_err(OpenError::io("list the directory"));
         let (cluster, name) = (options.cluster, &options.name);
-        let identity = directory::identify(&*disk, &names, cluster, name, random)?;
+        let identity = directory::identify(&*disk, &list()?, cluster, name, random)?;
+        let names = list()?;
         let owner = Owner { cluster, identity };
-        let mut found = recovery::recover(&*disk, owner, &names)?;
+        let mut found = recovery::recover(&*disk, owner, &names, Access::Change)?;
         let space = Space::found(&*disk, &options, &names, &mut found)
             .map_err(OpenError::io("prepare files"))?;
         let died_mapping = names.iter().any(|name| name == directory::MAPPING);
@@ -171,6 +185,7 @@ impl Store {
                 clean: true,
                 ..Scrub::default()
             },
+            is_replaced: false,
             disk,
             options,
             owner,
@@ -348,39 +363,6 @@ impl Store {
         free.saturating_sub(footer)
     }
 
-    /// Reads the record at `place`; with its payload, or the head alone.
-    fn fetch(
-        &mut self,
-        place: Place,
-        position: Position,
-        whole: bool,
-        scrub: bool,
-    ) -> Result<(RecordHead, Bytes), String> {
-        let file = self.files.get_mut(&place.file).ok_or("its file is gone")?;
-        let window = if scrub {
-            &mut self.scrub.window
-        } else {
-            &mut self.window
-        };
-        let (key, at) = (file.key, u64::from(place.slot) * ALIGN);
-        let map = self.scrub.map;
-        let failed = |error: io::Error| error.to_string();
-        let (bytes, start) = window
-            .load(file, map, at, RECORD_HEAD as u64)
-            .map_err(failed)?;
-        let len = RecordHead::bytes_at(&bytes[start..], whole);
-        let (bytes, start) = window.load(file, map, at, len).map_err(failed)?;
-        let bytes = bytes.slice(start..start + len as usize);
-        let head = RecordHead::decode(&key, &bytes).ok_or("its head does not verify")?;
-        if head.position != position || !matches!(head.kind, Kind::Data(_)) {
-            return Err("another record stands there".to_owned());
-        }
-        if whole && !head.verifies(&bytes[head.payload_at() as usize..]) {
-            return Err("its payload does not verify".to_owned());
-        }
-        Ok((head, bytes))
-    }
-
     /// The record at `position`, or why there is none; a damaged one is remembered.
     fn fetch_data(
         &mut self,
@@ -395,7 +377,20 @@ impl Store {
                 return Err(ReadError::NotData);
             }
         };
-        self.fetch(place, position, whole, scrub).map_err(|why| {
+        let window = if scrub {
+            &mut self.scrub.window
+        } else {
+            &mut self.window
+        };
+        let fetched = file::fetch(
+            &mut self.files,
+            window,
+            self.scrub.map,
+            place,
+            position,
+            whole,
+        );
+        fetched.map_err(|why| {
             tracing::warn!(%position, file = place.file, %why, "a record cannot be read");
             self.index.put_damaged(position);
             ReadError::Damaged(why)
@@ -403,22 +398,57 @@ impl Store {
     }
 
     /// Verifies some old records. At the end of a round that could read everything, closed files may be mapped.
-    fn scrub(&mut self) {
-        for _ in 0..self.options.scrub_records {
+    fn verify_some(&mut self, records_max: usize, bytes_max: u64) -> Scrubbed {
+        let mut scrubbed = Scrubbed::default();
+        for _ in 0..records_max {
             let Some(position) = self.index.next_data(self.scrub.at) else {
                 self.scrub.map |= self.options.map && self.scrub.clean;
                 self.scrub.at = Position::FIRST;
                 self.scrub.clean = true;
-                return;
+                scrubbed.done = true;
+                break;
             };
-            self.scrub.clean &= self.fetch_data(position, true, true).is_ok();
+            if let Ok((_, bytes)) = self.fetch_data(position, true, true) {
+                scrubbed.bytes += bytes.len() as u64;
+            } else {
+                scrubbed.bytes += RECORD_HEAD as u64;
+                scrubbed.damaged += 1;
+                self.scrub.clean = false;
+            }
             self.scrub.at = position.next();
+            if scrubbed.bytes >= bytes_max {
+                break;
+            }
         }
+        scrubbed
+    }
+
+    /// Empties the directory, and opens it as `identity`'s.
+    fn replace(&mut self, identity: Identity) -> Result<(), OpenError> {
+        let names = self
+            .disk
+            .list()
+            .map_err(OpenError::io("list the directory"))?;
+        let owned = directory::Owned {
+            cluster: self.owner.cluster,
+            identity,
+            name: self.options.name.as_str().to_owned(),
+        };
+        directory::reset(&*self.disk, &names, &owned)
+            .map_err(OpenError::io("empty the directory"))?;
+        let disk = Arc::clone(&self.disk);
+        let new = Self::open_locked(disk, self.options.clone(), &self.random.clone())?;
+        self.is_replaced = true;
+        *self = new;
+        Ok(())
     }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
+        if self.is_replaced {
+            return;
+        }
         // A failure to remove it costs maps until the next round of scrubbing, no more.
         let _ = self
             .disk
@@ -574,7 +604,10 @@ impl Storage for Store {
         match self.tidy() {
             Ok(true) => true,
             Ok(false) => {
-                self.scrub();
+                // What may not be mapped yet is read in any case: only a whole round shows that it can be.
+                if self.options.map && !self.scrub.map {
+                    self.verify_some(self.options.scrub_records, u64::MAX);
+                }
                 false
             }
             Err(error) => {
@@ -582,5 +615,23 @@ impl Storage for Store {
                 false
             }
         }
+    }
+
+    fn damaged(&self) -> u64 {
+        self.index.damaged()
+    }
+
+    fn scrub(&mut self, bytes_max: u64) -> Scrubbed {
+        self.verify_some(usize::MAX, bytes_max)
+    }
+
+    fn reset(&mut self, identity: Identity) -> Result<(), CommitError> {
+        if let Some(why) = &self.failed {
+            return Err(CommitError::Failed(why.clone()));
+        }
+        self.replace(identity).map_err(|error| {
+            let why = self.failed.get_or_insert_with(|| error.to_string());
+            CommitError::Failed(why.clone())
+        })
     }
 }

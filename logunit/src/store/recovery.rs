@@ -88,11 +88,21 @@ pub(super) struct Scanned {
     pub(super) seen: u64,
 }
 
+/// Whether what is found may be changed.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum Access {
+    /// The store will be written.
+    Change,
+    /// It is only looked at: nothing is written, not even what makes the last batch believed (V2).
+    Look,
+}
+
 /// Opens the data files that `names` names.
 pub(super) fn recover(
     disk: &dyn Disk,
     owner: Owner,
     names: &[String],
+    access: Access,
 ) -> Result<Recovered, OpenError> {
     let numbers: BTreeSet<u64> = names
         .iter()
@@ -135,12 +145,20 @@ pub(super) fn recover(
         .find(|(_, _, scanned)| scanned.summary.last > 0);
     let newest = newest.map(|(key, _, _)| key.number);
     for (key, file, scanned) in scans.into_iter().rev() {
-        recovered.take(key, file, scanned, newest)?;
+        recovered.take(key, file, scanned, newest, access)?;
     }
     recovered.miss_files();
-    let (kept, is_sound) = kept::recover(disk, owner, names, &mut recovered.index)?;
-    recovered.kept = kept;
-    recovered.synced &= is_sound;
+    match access {
+        Access::Change => {
+            let (kept, is_sound) = kept::recover(disk, owner, names, &mut recovered.index)?;
+            recovered.kept = kept;
+            recovered.synced &= is_sound;
+        }
+        Access::Look => {
+            let kept = kept::load(disk, owner, names, recovered.index.tails())?;
+            recovered.synced &= kept.is_ok();
+        }
+    }
     let state = recovered.state;
     recovered.index.loaded(state.trimmed);
     Ok(recovered)
@@ -178,6 +196,7 @@ impl Recovered {
         file: Arc<dyn File>,
         scanned: Scanned,
         newest: Option<u64>,
+        access: Access,
     ) -> Result<(), OpenError> {
         self.sequence = self.sequence.max(scanned.seen);
         if scanned.summary.last == 0 {
@@ -187,7 +206,7 @@ impl Recovered {
             return Ok(());
         }
         if newest == Some(key.number) && scanned.footer == Footer::Missing {
-            if let Some((at, bytes)) = scanned.last {
+            if let (Some((at, bytes)), Access::Change) = (scanned.last, access) {
                 rewrite(&*file, at, bytes).map_err(OpenError::io("write the last batch again"))?;
             }
             self.synced &= !scanned.torn;

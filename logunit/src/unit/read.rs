@@ -14,6 +14,8 @@ use crate::storage::Storage;
 
 /// Bytes that the answers of one read may take in the head of their frame.
 const ANSWERS_BYTES_MAX: usize = HEAD_BYTES_MAX / 2;
+/// Runs that one search for what is lacking looks at.
+const LACKING_STEPS_MAX: usize = 4_096;
 
 impl Unit {
     /// Answers a question. `trusted` callers may have the settled mark that they made the unit work out remembered.
@@ -50,6 +52,11 @@ impl Unit {
                 let (positions, next) = storage.stream_positions(stream, span, count_max);
                 UnitReply::StreamPositions { positions, next }
             }
+            Query::Lacking {
+                stripes,
+                from,
+                count_max,
+            } => self.lacking(storage, term, stripes, from, count_max)?,
         };
         Ok((reply, Payload::new()))
     }
@@ -150,6 +157,57 @@ impl Unit {
             self.mark = self.mark.max(mark.min(self.state.end));
         }
         Ok(mark)
+    }
+
+    /// What of `stripes` this unit cannot tell, from `from` on: what is merely unwritten is left out.
+    fn lacking(
+        &self,
+        storage: &dyn Storage,
+        term: Term,
+        stripes: Stripes,
+        from: Position,
+        count_max: u32,
+    ) -> Result<UnitReply, Refusal> {
+        self.state.check_term(term)?;
+        if !stripes.is_valid() {
+            return Err(Refusal::malformed("these stripes are none"));
+        }
+        let count_max = (count_max as usize).clamp(1, SPANS_MAX);
+        let end = stripes.span.end.min(self.state.known_end());
+        let stripes = Stripes {
+            span: Span::new(stripes.span.start, end),
+            ..stripes
+        };
+        let mut spans: Vec<Answer> = vec![];
+        let mut at = from;
+        for _ in 0..LACKING_STEPS_MAX {
+            let Some(rest) = stripes.run_from(storage.first_lacking(&stripes, at)) else {
+                return Ok(UnitReply::Lacking { spans, next: None });
+            };
+            if spans.len() == count_max {
+                break;
+            }
+            let (view, run) = self.state.look(storage, self.state.end, rest);
+            let lack = match view {
+                View::Unknown => Some(Answer::Unknown(run)),
+                View::Damaged => Some(Answer::Damaged(run)),
+                View::Data | View::Junk(_) | View::Trimmed | View::Absent | View::Waiting(_) => {
+                    None
+                }
+            };
+            if let Some(lack) = lack {
+                match spans
+                    .last_mut()
+                    .and_then(|last| Some((join(last, &lack)?, last)))
+                {
+                    Some((joined, last)) => *last = joined,
+                    None => spans.push(lack),
+                }
+            }
+            at = run.end;
+        }
+        let next = Some(at);
+        Ok(UnitReply::Lacking { spans, next })
     }
 
     /// Whether nothing is held between the remembered mark and `start`: a mark never jumps over what it does not speak of.

@@ -1,6 +1,8 @@
 //! What a log unit is asked, sorted: questions are answered at once, commands wait in the one queue (U1).
 
-use milonga_wire::{Fill, Piece, Position, Span, StreamId, Stripes, UnitRequest, WriteKind};
+use milonga_wire::{
+    Fill, Identity, Piece, Position, Span, StreamId, Stripes, UnitRequest, WriteKind,
+};
 
 /// A request, sorted.
 #[derive(Clone, Debug)]
@@ -9,6 +11,8 @@ pub enum Work {
     Query(Query),
     /// Decided and committed in the order of arrival.
     Command(Command),
+    /// [`UnitRequest::Reset`], of that server. What waits meanwhile is meant for one that is no more.
+    Reset(Identity),
 }
 
 /// What changes nothing.
@@ -40,6 +44,15 @@ pub enum Query {
         /// Where to look.
         span: Span,
         /// Positions wanted at most.
+        count_max: u32,
+    },
+    /// [`UnitRequest::Lacking`].
+    Lacking {
+        /// Whose positions.
+        stripes: Stripes,
+        /// Where to look from.
+        from: Position,
+        /// Spans wanted at most.
         count_max: u32,
     },
 }
@@ -113,6 +126,16 @@ impl From<UnitRequest> for Work {
                 span,
                 count_max,
             }),
+            UnitRequest::Lacking {
+                stripes,
+                from,
+                count_max,
+            } => Self::Query(Query::Lacking {
+                stripes,
+                from,
+                count_max,
+            }),
+            UnitRequest::Reset { of } => Self::Reset(of),
             UnitRequest::Write { kind, pieces } => Self::Command(Command::Write { kind, pieces }),
             UnitRequest::Fill(fill) => Self::Command(Command::Fill(fill)),
             UnitRequest::Seal => Self::Command(Command::Seal),

@@ -7,7 +7,7 @@ use milonga_client::reconfigure::{self, Genesis};
 use milonga_wire::{Address, Layout, Term};
 use serde::Serialize;
 
-use super::{Context, status};
+use super::{Context, status, verify};
 use crate::failure::Outcome;
 use crate::look;
 
@@ -45,6 +45,17 @@ pub(super) enum ClusterCommand {
     #[command(after_help = "Example:
   milonga cluster layouts")]
     Layouts,
+    /// Compares what all units hold, entry by entry and stream by stream. Changes nothing.
+    #[command(after_help = "Example:
+  milonga cluster verify
+  milonga cluster verify --rate 20000000 -o json
+  milonga cluster verify --dirs milonga-dev/unit-* milonga-dev/layout-*    # of a stopped cluster")]
+    Verify(verify::Verify),
+    /// Restores what log units cannot read any more from their peers.
+    #[command(after_help = "Example:
+  milonga cluster repair
+  milonga cluster repair unit-2")]
+    Repair(verify::Repair),
 }
 
 #[derive(Debug, clap::Args)]
@@ -102,6 +113,8 @@ impl ClusterCommand {
             Self::Status { wait } => status::run(context, wait).await,
             Self::RebuildSequencer { wait: _ } => rebuild(context).await,
             Self::Layouts => layouts(context).await,
+            Self::Verify(verify) => verify.run(context).await,
+            Self::Repair(repair) => repair.run(context).await,
         }
     }
 }

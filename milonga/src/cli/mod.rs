@@ -11,6 +11,7 @@ mod kv;
 mod log;
 mod servers;
 mod status;
+mod verify;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

@@ -123,6 +123,12 @@ pub(super) struct Logunit {
     /// Whether closed files are read through a memory map.
     #[arg(long)]
     map: Option<bool>,
+    /// Seconds from one round of verifying all records to the next; 0 for none.
+    #[arg(long, value_name = "SECONDS")]
+    scrub_every: Option<u64>,
+    /// Bytes of records verified in a second; 0 for none.
+    #[arg(long, value_name = "BYTES")]
+    scrub_bytes_per_second: Option<u64>,
 }
 
 impl Layout {

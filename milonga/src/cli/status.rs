@@ -312,6 +312,7 @@ fn issues(layout: &Layout, sight: &Sight) -> Vec<Issue> {
             .iter()
             .filter_map(|unit| not_serving(unit, sight)),
     );
+    found.extend(sight.units.iter().filter_map(damaged));
     found.extend(not_serving(&sight.sequencer, sight));
     let replicas = usize::from(layout.settings.replicas);
     for (number, chain) in layout.open_segment().chains.iter().enumerate() {
@@ -350,6 +351,17 @@ fn replaced(seen: &Seen) -> Option<Issue> {
             fix,
         )
     })
+}
+
+fn damaged(seen: &Seen) -> Option<Issue> {
+    let said = seen.said.as_ref().ok().filter(|said| said.damaged > 0)?;
+    let text = format!(
+        "holds {} records that it cannot read any more",
+        said.damaged
+    );
+    let fix = "a caretaker or any control client repairs it from its peers; or `milonga cluster repair`; \
+               check its disk";
+    Some(issue("damaged", seen.listed.name.as_str(), text, fix))
 }
 
 fn not_serving(seen: &Seen, sight: &Sight) -> Option<Issue> {

@@ -401,6 +401,7 @@ impl Builder<'_> {
             entry_bytes_max: ENTRY_BYTES_MAX,
             queue_bytes_max: 16 << 20,
             layout_servers: self.layout.clone(),
+            scrub: None,
             version: "simulated".to_owned(),
         }
     }

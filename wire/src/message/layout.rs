@@ -34,13 +34,20 @@ pub enum Report {
         /// What was seen.
         why: String,
     },
+    /// Records that a log unit cannot read any more.
+    Damaged {
+        /// The unit's name.
+        server: ServerName,
+        /// Where.
+        spans: Vec<Span>,
+    },
 }
 
 impl Report {
     /// The least role that may report it.
     pub fn needs(&self) -> Role {
         match self {
-            Self::Holes { .. } => Role::Reader,
+            Self::Holes { .. } | Self::Damaged { .. } => Role::Reader,
             Self::Suspect { .. } => Role::Writer,
         }
     }

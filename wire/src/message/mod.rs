@@ -120,4 +120,6 @@ pub struct Description {
     pub state: String,
     /// The version of its program.
     pub version: String,
+    /// Positions whose records it found damaged and holds no other copy of (a unit).
+    pub damaged: u64,
 }

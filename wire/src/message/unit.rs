@@ -97,6 +97,21 @@ pub enum UnitRequest {
     /// A durable write to a probe slot, end to end: a failing disk does not answer it. Answered in any term, and by any
     /// process start of the server that the head names.
     Probe,
+    /// Which of these positions can this unit not tell? Its damaged records, and what is unknown to it. Control only.
+    Lacking {
+        /// Whose positions.
+        stripes: Stripes,
+        /// Where to look from.
+        from: Position,
+        /// Spans wanted at most.
+        count_max: u32,
+    },
+    /// Forget everything, and be formatted anew, as another server. The head's term is that of a decided layout that does
+    /// not list this one. Control only.
+    Reset {
+        /// The identity that ends: the server's own.
+        of: Identity,
+    },
 }
 
 impl UnitRequest {
@@ -117,6 +132,8 @@ impl UnitRequest {
             Self::StreamTails { .. } => "stream-tails",
             Self::StreamPositions { .. } => "stream-positions",
             Self::Probe => "probe",
+            Self::Lacking { .. } => "lacking",
+            Self::Reset { .. } => "reset",
         }
     }
 }
@@ -241,4 +258,18 @@ pub enum UnitReply {
     },
     /// To a probe.
     Probed,
+    /// To [`UnitRequest::Lacking`]: rising; `next` is where to go on, `None` when all was looked at.
+    Lacking {
+        /// [`Answer::Unknown`] and [`Answer::Damaged`] only.
+        spans: Vec<Answer>,
+        /// Where to go on.
+        next: Option<Position>,
+    },
+    /// To a reset: who the server is from now on. It is blank, and no layout lists it.
+    Reset {
+        /// Its identity.
+        identity: Identity,
+        /// Its process start.
+        incarnation: Incarnation,
+    },
 }
