@@ -597,17 +597,54 @@ fn parts(spans: &[Span]) -> Vec<Vec<Span>> {
     groups
 }
 
-/// Takes `done`, the front of what was asked, off `rest`. Says whether that was any progress.
+/// Takes `done`, the front of what was asked, off `rest`. Says whether that was any progress, and no more than was asked: one
+/// answer may cover spans that touch, since a unit joins what it says of neighbours.
 pub(crate) fn advance(rest: &mut VecDeque<Span>, done: Span) -> bool {
-    let Some(first) = rest.front_mut() else {
+    let Some(first) = rest.front() else {
         return false;
     };
-    if done.start > first.start || done.end <= first.start || done.end > first.end {
+    if done.start > first.start || done.end <= first.start {
         return false;
     }
-    first.start = done.end;
-    if first.is_empty() {
+    while let Some(first) = rest.front_mut() {
+        if done.end < first.end {
+            first.start = done.end;
+            return true;
+        }
+        let end = first.end;
         rest.pop_front();
+        if done.end == end {
+            return true;
+        }
+        if rest.front().is_none_or(|next| next.start != end) {
+            return false;
+        }
     }
-    true
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A range of one chain is asked for stripe by stripe, and junk that lies across them is one answer: taken for nonsense,
+    /// it stopped every copy of such a range.
+    #[test]
+    fn one_answer_may_cover_spans_that_touch_and_no_more() {
+        let span = |start, end| Span::new(Position(start), Position(end));
+        let asked = || VecDeque::from([span(0, 4), span(4, 8), span(12, 16)]);
+        for (done, left) in [
+            (span(0, 2), Some(vec![span(2, 4), span(4, 8), span(12, 16)])),
+            (span(0, 4), Some(vec![span(4, 8), span(12, 16)])),
+            (span(0, 6), Some(vec![span(6, 8), span(12, 16)])),
+            (span(0, 8), Some(vec![span(12, 16)])),
+            (span(0, 9), None),
+            (span(0, 16), None),
+            (span(1, 2), None),
+        ] {
+            let mut rest = asked();
+            let progress = advance(&mut rest, done);
+            assert_eq!(progress.then(|| Vec::from(rest)), left, "{done}");
+        }
+    }
 }

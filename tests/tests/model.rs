@@ -15,7 +15,7 @@ use tests::model::Milonga;
 use tests::model::action::Action;
 use tests::model::guard::{Guard, Guards};
 use tests::model::property::{
-    ABSENCE, ACKNOWLEDGED_STAYS, END_ABOVE, EXPECTED, ONE_ENTRY, ONE_VALUE,
+    ABSENCE, ACKNOWLEDGED_STAYS, AGREEMENT, END_ABOVE, EXPECTED, ONE_ENTRY, ONE_VALUE,
 };
 use tests::model::scope::Scope;
 use tests::model::witness::Event;
@@ -110,6 +110,20 @@ fn proposers_of_one_term_can_race() {
 #[test]
 fn an_evicted_chain_takes_its_entries_along() {
     clean(Guards::ALL, Scope::eviction(), &[Event::SpareListed]);
+}
+
+/// 6.8: what was copied may be all that is left, and whoever left does not count.
+#[test]
+fn a_spare_that_was_copied_to_can_stand_alone() {
+    let events = [
+        Event::SpareListed,
+        Event::Copied,
+        Event::CopyListed,
+        Event::CopyAlone,
+        Event::OneLeft,
+    ];
+    clean(Guards::ALL, Scope::healing(), &events);
+    clean(Guards::ALL, Scope::leaver(), &[]);
 }
 
 /// 3.4, 3.6, 6.3: a disk that lied.
@@ -320,6 +334,31 @@ fn without_6_4_starts_an_unwritten_segment_takes_the_log_back() {
     caught(Guard::StartAbovePrevious, &Scope::eviction(), END_ABOVE, 9);
 }
 
+/// 6.8; H15: copied before it was settled, a half-written entry is taken for a hole.
+#[test]
+fn without_6_8_settling_a_copy_holds_junk_for_an_entry() {
+    caught(Guard::CopyFollowsSettling, &Scope::healing(), AGREEMENT, 13);
+}
+
+/// 6.8; H15: listed before it holds the range, it denies what was acknowledged there.
+#[test]
+fn without_6_8_wholeness_a_spare_denies_an_acknowledged_entry() {
+    caught(Guard::ListedIsWhole, &Scope::healing(), ABSENCE, 9);
+}
+
+/// 6.8; H7, H14: an unacknowledged entry comes back with its unit, at a position that was issued again.
+#[test]
+fn without_6_8_emptiness_a_unit_that_left_brings_back_what_was_issued_again() {
+    let scope = &Scope::leaver();
+    caught(Guard::LeaverComesBackEmpty, scope, AGREEMENT, 13);
+}
+
+/// 3.3; H31: the unit that was evicted still takes the old write; its successors do not.
+#[test]
+fn without_3_3_terms_an_evicted_units_late_write_goes_on_down_the_new_chain() {
+    caught(Guard::WriteNeedsTerm, &Scope::healing(), END_ABOVE, 6);
+}
+
 /// 7.1; H6: bootstrapped again within its term, it misses a token still in flight.
 #[test]
 fn without_7_1_backpointers_miss_a_token_in_flight() {
@@ -361,4 +400,9 @@ fn rules_that_others_cover_are_not_needed_for_safety() {
             &[],
         );
     }
+    clean(
+        Guards::without(Guard::JoinerKnowsSince),
+        Scope::healing(),
+        &[],
+    );
 }

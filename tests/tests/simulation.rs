@@ -50,3 +50,33 @@ fn the_log_keeps_its_invariants_under_each_kind_of_trouble() {
         hold("append_read_seal_crash", profile, 1, 16);
     }
 }
+
+/// I1 to I14; H4, H7, H14, H15, H27: units that die for good, their successors, and those that come back.
+#[test]
+fn units_that_are_lost_are_replaced_and_nothing_is_lost_with_them() {
+    for profile in Profile::NAMES {
+        hold("lost_unit", profile, 1, 8);
+    }
+}
+
+/// H19, H20, H21; A3: one failure, twenty proposers, ten seconds, five terms.
+#[test]
+fn twenty_proposers_that_die_at_any_step_come_to_one_layout() {
+    for profile in ["calm", "swarm"] {
+        hold("duelling_proposers", profile, 1, 61);
+    }
+}
+
+/// H29: on one client's word nobody is left out.
+#[test]
+fn a_client_that_is_cut_off_alone_has_nobody_left_out() {
+    hold("cut_client", "calm", 1, 13);
+}
+
+/// I9, I12: whatever is changed by hand, positions stay where they were written.
+#[test]
+fn changes_by_hand_move_no_position() {
+    for profile in ["calm", "swarm", "crash"] {
+        hold("changed_by_hand", profile, 1, 8);
+    }
+}

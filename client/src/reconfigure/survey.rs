@@ -17,7 +17,8 @@ use crate::reconfigure::plan::{Change, PlanError};
 pub(super) struct Survey {
     /// A layout of the next term was accepted, or a unit or the sequencer is sealed for it: someone is at it, or died over it.
     pub half_done: bool,
-    /// A unit or the sequencer runs in another process start than the layout lists.
+    /// A unit or the sequencer runs in another process start than the layout lists, or a unit of a closed range that could not
+    /// be sealed in this term is back.
     pub restarted: bool,
     /// Who is in trouble as a majority of the layout servers sees it, and standbys that do not answer.
     pub absent: BTreeSet<Identity>,
@@ -27,6 +28,14 @@ pub(super) struct Survey {
     pub far: Vec<ServerName>,
     /// Who does not answer, and too few said whether it answers them.
     unsure: Vec<ServerName>,
+}
+
+/// Whether `unit`, which only closed ranges need and nothing waited for, has no part in the term of `layout`, and might have.
+fn is_back(layout: &Layout, unit: &Server, said: &Description) -> bool {
+    let mut chains = layout.chains().map(|(chain, _)| chain);
+    said.incarnation != unit.incarnation
+        || said.term < layout.term
+        || chains.any(|chain| chain.unreachable && chain.units.contains(&unit.identity))
 }
 
 /// What came of one server.
@@ -59,12 +68,16 @@ impl Survey {
         }));
         let (found, standbys) = join(found, standbys).await;
         let mut survey = Self::default();
+        let mut back = vec![];
         for (server, kind, found) in found {
             let is_needed = kind == Kind::Sequencer || !is_closed_only(layout, server);
             match found {
                 Found::Answers(said) => {
                     survey.half_done |= said.term > layout.term;
-                    survey.restarted |= said.incarnation != server.incarnation;
+                    survey.restarted |= is_needed && said.incarnation != server.incarnation;
+                    if !is_needed && is_back(layout, server, &said) {
+                        back.push(opinion::asked(log, layout, server, kind));
+                    }
                 }
                 Found::Gone => {
                     survey.absent.insert(server.identity);
@@ -75,6 +88,9 @@ impl Survey {
                 Found::Far | Found::Unsure => {}
             }
         }
+        // A later term can seal them, if they are well: one that cannot be sealed would be back in every term.
+        let back = join_all(back).await;
+        survey.restarted |= back.contains(&Verdict::Unfounded);
         let silent = standbys.into_iter().filter(|(_, answers)| !answers);
         survey
             .absent

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use milonga_wire::{Position, Request, Role, Server, Span, UnitRequest};
+use milonga_wire::{Position, Refusal, Request, Role, Server, Span, UnitRequest};
 
 use super::*;
 use crate::log::Log;
@@ -191,4 +191,94 @@ async fn a_unit_leaves_by_hand_and_the_last_one_does_not() {
     fill_up(&log, 5, 8).await;
     assert_eq!(records(&log).await, numbers(8));
     assert!(cluster.layout().term >= term);
+}
+
+/// H29, H45: whoever did not hear a unit, and hears it when a change is about to begin, changes nothing: nobody confirmed that
+/// anything is wrong.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_is_back_before_a_change_begins_makes_no_term() {
+    let cluster = Cluster::new(1, 3, 1);
+    let log = cluster.client(Role::Control);
+    fill_up(&log, 0, 3).await;
+    let term = cluster.layout().term;
+    let mut looks = 0;
+    cluster.rule(move |server, request| {
+        let look = server == "u-01" && matches!(request, Request::Describe);
+        looks += u32::from(look);
+        (look && looks <= 2).then_some(Fault::LoseRequest)
+    });
+    let unheard = mend(&log, "a test", None).await;
+    assert!(
+        matches!(unheard, Err(ChangeError::Unconfirmed(_))),
+        "{unheard:?}"
+    );
+    mend(&log, "a test", None).await.unwrap_err();
+    mend(&log, "a test", None).await.unwrap();
+
+    assert_eq!(cluster.layout().term, term);
+    assert_eq!(cluster.count(|seen| seen.request.verb() == "seal"), 0);
+    assert_eq!(open(&cluster).len(), 3);
+}
+
+/// A unit that only a closed range needs, and that could not be sealed, is out of reach in that term. When it is back, and
+/// well, a later term takes it in: nothing else would, and the range could not be read until something else went wrong. One
+/// that answers and cannot be sealed is not back, or each look would make a term.
+#[tokio::test(start_paused = true)]
+async fn a_unit_of_a_closed_range_that_is_back_is_taken_in_by_one_more_term() {
+    let cluster = Cluster::new(2, 1, 1);
+    let log = cluster.client(Role::Control);
+    fill_up(&log, 0, 10).await;
+    let without = Change {
+        without: BTreeSet::from([1]),
+        ..Change::default()
+    };
+    change(&log, &without, "a test").await.unwrap();
+    let is_out_of_reach = || cluster.layout().segments[0].chains[1].unreachable;
+    assert_eq!(
+        (cluster.layout().segments.len(), is_out_of_reach()),
+        (2, false)
+    );
+    dead(&cluster, "u-10");
+    rebuild(&log, "a test").await.unwrap();
+    assert!(is_out_of_reach());
+    let term = cluster.layout().term;
+
+    cluster.heal();
+    cluster.rule(|server, request| {
+        let why = "the cable is out".to_owned();
+        let refuses = server == "u-10" && !matches!(request, Request::Describe);
+        refuses.then_some(Fault::Refuse(Refusal::DiskFailed { why }))
+    });
+    mend(&log, "a test", None).await.unwrap();
+    assert_eq!(cluster.layout().term, term);
+
+    cluster.heal();
+    mend(&log, "a test", None).await.unwrap();
+    mend(&log, "a test", None).await.unwrap();
+    assert_eq!(
+        (cluster.layout().term, is_out_of_reach()),
+        (term.next(), false)
+    );
+    assert_eq!(records(&log).await, numbers(10));
+}
+
+/// P6, H15: whoever asks for a unit to be listed may be wrong, or late; the unit is asked, sealed, whether it lacks anything.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_lacks_something_is_not_listed_whoever_asks_for_it() {
+    let cluster = Cluster::new(1, 2, 1);
+    let (log, spare) = with_spare(&cluster).await;
+    fill_up(&log, 0, 5).await;
+    dead(&cluster, "u-01");
+    fill_up(&log, 5, 8).await;
+    let gap = gaps(&cluster.layout()).remove(0);
+    assert_eq!(gap.unit.identity, spare.identity);
+
+    let listed = Change {
+        list: vec![(gap.segment, gap.chain, spare.identity)],
+        ..Change::default()
+    };
+    change(&log, &listed, "a test").await.unwrap();
+    assert_eq!(gaps(&cluster.layout()).len(), 1);
+    heal(&log, "a test").await.unwrap();
+    assert_eq!(gaps(&cluster.layout()), []);
 }

@@ -11,6 +11,9 @@
 //! - I9 A stream is whole: reads bring all of it, and each record names those before it ([`streams`]).
 //! - I10 No position at or above the end holds anything (`scenarios/inspection.rs`: it asks the units of a quiet cluster).
 //! - I11 No server has to refuse what no correct client asks for (`sim/network.rs`: it sees every reply).
+//! - I12 From layout to layout every position keeps somebody who had it ([`layouts`]: it looks at the layouts decided).
+//! - I13 A unit that left every chain does not come back as who it was ([`layouts`]).
+//! - I14 Who is listed for a closed range holds all of it (`scenarios/inspection.rs`, when all is quiet and healed; P6).
 //!
 //! They judge by real time: an operation that was asked after another was told has to see it. What is open binds nobody.
 
@@ -18,6 +21,7 @@ pub mod agreement;
 pub mod durability;
 pub mod end;
 pub mod exactly_once;
+pub mod layouts;
 pub mod order;
 pub mod replicas;
 pub mod settled;

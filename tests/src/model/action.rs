@@ -56,6 +56,12 @@ pub enum Action {
     Ask(Party, UnitId),
     /// The settler gives up.
     GiveUp,
+    /// Somebody reads a closed position to copy it to a unit that joined later.
+    ReadToCopy(Position, UnitId),
+    /// The unit executes the copy.
+    Copy,
+    /// The copier learns that its term is over.
+    DropCopy,
     /// A unit executes a proposer's seal.
     Seal(usize, UnitId),
     /// A proposer seals the sequencer.
@@ -94,6 +100,7 @@ impl State {
     pub fn actions(&self, rules: &Rules<'_>, actions: &mut Vec<Action>) {
         self.writer_actions(rules, actions);
         self.settler_actions(rules, actions);
+        self.copy_actions(actions);
         self.layout_actions(rules, actions);
         self.fault_actions(rules, actions);
     }
@@ -135,6 +142,21 @@ impl State {
             let end = self.sequencers[self.sequencers.len() - 1].counter;
             let end = end.max(self.newest().open.start);
             actions.extend((0..end).map(Action::BeginSettle));
+        }
+    }
+
+    fn copy_actions(&self, actions: &mut Vec<Action>) {
+        let layout = self.newest();
+        if let Some(copy) = &self.copy {
+            actions.push(Action::Copy);
+            if copy.view < layout.term {
+                actions.push(Action::DropCopy);
+            }
+        } else if self.budget.copies > 0 {
+            for position in 0..layout.open.start {
+                let joined = layout.open.chain.minus(layout.chain(position));
+                actions.extend(joined.iter().map(|unit| Action::ReadToCopy(position, unit)));
+            }
         }
     }
 
@@ -241,7 +263,13 @@ impl State {
                 self.settle(rules, party, |settle, world| settle.ask(world, unit))
             }
             Action::GiveUp => self.give_up(),
-            Action::Seal(proposer, unit) => self.seal(proposer, unit),
+            Action::ReadToCopy(position, unit) => self.read_to_copy(rules, position, unit),
+            Action::Copy => self.copy(rules),
+            Action::DropCopy => {
+                self.copy = None;
+                Some(())
+            }
+            Action::Seal(proposer, unit) => self.seal(rules, proposer, unit),
             Action::SealSequencer(proposer) => self.seal_sequencer(rules, proposer),
             Action::LateSeal(unit) => self.late_seal(unit),
             Action::Decide(proposer) => self.decide(rules, proposer),

@@ -14,10 +14,11 @@ use super::unit::{Listing, Unit};
 use super::witness::Event;
 
 impl State {
-    pub(super) fn seal(&mut self, index: usize, unit: UnitId) -> Option<()> {
+    pub(super) fn seal(&mut self, rules: &Rules<'_>, index: usize, unit: UnitId) -> Option<()> {
         let newest = self.newest();
         let spare = !newest.known.contains(unit);
-        if !(spare || newest.listed().contains(unit)) {
+        let back = !rules.guards.hold(Guard::LeaverComesBackEmpty);
+        if !(spare || back || newest.listed().contains(unit)) {
             return None;
         }
         let mut proposer = self.proposers[index].unwrap_or(Proposer {
@@ -63,6 +64,7 @@ impl State {
         let policy = Policy {
             guards: rules.guards,
             trust_restarted: rules.scope.trust_restarted,
+            lists: rules.scope.copies > 0,
         };
         let Some(next) = base.next(&proposer.seals, proposer.counter, policy) else {
             rules.witness.saw(Event::ChangeRefused);
@@ -100,6 +102,17 @@ impl State {
                 );
             }
             saw(before.is_none(), Event::SpareListed);
+        }
+        for segment in &next.closed {
+            let before = base.chain(segment.start);
+            let listed = segment.start < base.open.start && !before.covers(segment.chain);
+            saw(listed, Event::CopyListed);
+            let alone = before.and(segment.chain).is_empty();
+            saw(alone, Event::CopyAlone);
+            saw(
+                !before.is_empty() && segment.chain.len() == 1,
+                Event::OneLeft,
+            );
         }
         saw(!next.unreachable.is_empty(), Event::SilentKept);
         let replaced = next.open.start == base.open.start;

@@ -57,6 +57,11 @@ impl Bits {
         Bits(self.0 & !other.0)
     }
 
+    /// How many are in it.
+    pub fn len(self) -> u32 {
+        self.0.count_ones()
+    }
+
     /// Whether nothing is in it.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -44,6 +44,14 @@ pub enum Guard {
     ClosedKeepsIncomplete,
     /// 6.4 The new start is above everything that a sealed unit holds.
     StartAboveHeld,
+    /// 6.8 A closed range is copied from where it is settled.
+    CopyFollowsSettling,
+    /// 6.8 A unit is listed for a closed range only if it holds all of it.
+    ListedIsWhole,
+    /// 6.8 Below where it joined, a unit does not say unwritten. (Not needed for safety: nobody asks it before it is listed.)
+    JoinerKnowsSince,
+    /// 6.8 A unit that left comes back as a new one, empty.
+    LeaverComesBackEmpty,
     /// 6.4 The new start is at or above every trim point.
     StartAboveTrim,
     /// 6.4 The new start is at or above the start before it.
@@ -82,6 +90,10 @@ impl Guard {
         Guard::SurvivorIsComplete,
         Guard::ClosedKeepsIncomplete,
         Guard::StartAboveHeld,
+        Guard::CopyFollowsSettling,
+        Guard::ListedIsWhole,
+        Guard::JoinerKnowsSince,
+        Guard::LeaverComesBackEmpty,
         Guard::StartAboveTrim,
         Guard::StartAbovePrevious,
         Guard::StartAboveCounter,

@@ -108,6 +108,8 @@ pub struct Policy {
     pub guards: Guards,
     /// Whether a restarted unit whose store shows every batch synced counts as if it had not.
     pub trust_restarted: bool,
+    /// Whether units that hold a closed range are listed for it.
+    pub lists: bool,
 }
 
 struct Planning<'a> {
@@ -130,8 +132,18 @@ impl Planning<'_> {
         }
 
         let start = self.start(sealed, counter);
-        let spares = sealed.minus(base.known);
-        let closed = self.closed(sealed, start);
+        let absent = if self.hold(Guard::LeaverComesBackEmpty) {
+            base.known
+        } else {
+            base.listed()
+        };
+        let spares = sealed.minus(absent);
+        let joining = if self.hold(Guard::LeaverComesBackEmpty) {
+            survivors
+        } else {
+            survivors.or(spares)
+        };
+        let closed = self.closed(sealed, start, joining);
         let unsealed = if self.hold(Guard::ListedIsSealed) {
             survivors
         } else {
@@ -175,12 +187,14 @@ impl Planning<'_> {
     }
 
     /// The segments below `start`. One that would be empty is left out.
-    fn closed(&self, sealed: Bits, start: Position) -> Vec<Segment> {
+    fn closed(&self, sealed: Bits, start: Position, joining: Bits) -> Vec<Segment> {
         let mut closed = Vec::new();
         let mut end = start;
         for segment in self.base.closed.iter().chain([&self.base.open]).rev() {
             if segment.start < end {
-                let chain = self.closed_chain(segment.chain, sealed, &(segment.start..end));
+                let range = segment.start..end;
+                let whole = self.whole(joining, &range).minus(segment.chain);
+                let chain = self.closed_chain(segment.chain, sealed, whole, &range);
                 closed.insert(0, Segment { chain, ..*segment });
                 end = segment.start;
             }
@@ -189,26 +203,46 @@ impl Planning<'_> {
     }
 
     /// Who stays listed for a range that takes no appends any more.
-    fn closed_chain(&self, chain: Bits, sealed: Bits, range: &std::ops::Range<Position>) -> Bits {
-        let answered = chain.and(sealed);
+    fn closed_chain(
+        &self,
+        chain: Bits,
+        sealed: Bits,
+        whole: Bits,
+        range: &std::ops::Range<Position>,
+    ) -> Bits {
+        let answered = chain.and(sealed).or(whole);
         let complete = answered.iter().any(|unit| self.complete(unit, range));
         let keeps = self.hold(Guard::ClosedKeepsIncomplete) || answered.is_empty();
         if (!complete && keeps) || !self.hold(Guard::ListedIsSealed) {
-            chain
+            chain.or(whole)
         } else {
             answered
         }
+    }
+
+    /// Who of `joining`, the units of the open chain, is to be listed for a range that was closed before.
+    fn whole(&self, joining: Bits, range: &std::ops::Range<Position>) -> Bits {
+        if !self.policy.lists || range.start >= self.base.open.start {
+            return Bits::EMPTY;
+        }
+        let sealed = joining.iter().filter(|&unit| self.seal(unit).is_some());
+        sealed
+            .filter(|&unit| !self.hold(Guard::ListedIsWhole) || self.holds(unit, range))
+            .collect()
     }
 
     /// Whether `unit` lacks nothing of `range` that was ever acknowledged.
     fn complete(&self, unit: UnitId, range: &std::ops::Range<Position>) -> bool {
         let since = self.base.member(unit).map(|member| member.since);
         let member = self.same(unit) && since.is_some_and(|since| since <= range.start);
-        member
-            || self.seal(unit).is_some_and(|seal| {
-                let kept = seal.held.or(Bits::range(0, seal.trim));
-                kept.covers(Bits::range(range.start, range.end))
-            })
+        member || self.holds(unit, range) || !self.hold(Guard::ListedIsWhole)
+    }
+
+    fn holds(&self, unit: UnitId, range: &std::ops::Range<Position>) -> bool {
+        self.seal(unit).is_some_and(|seal| {
+            let kept = seal.held.or(Bits::range(0, seal.trim));
+            kept.covers(Bits::range(range.start, range.end))
+        })
     }
 
     /// Whether `unit` is the process that the old layout lists, or as good as it.
@@ -228,6 +262,11 @@ impl Planning<'_> {
             (Some(seal), _) => {
                 let stays = before.filter(|_| self.same(unit));
                 let mut since = stays.map_or(start, |member| member.since);
+                // The naive planner takes whoever joins, or is listed, for one that was there all the time.
+                let fresh = before.is_none() && !self.hold(Guard::JoinerKnowsSince);
+                if fresh || !self.hold(Guard::ListedIsWhole) {
+                    since = 0;
+                }
                 while since > 0 && (seal.held.contains(since - 1) || since <= seal.trim) {
                     since -= 1;
                 }

@@ -1,11 +1,12 @@
 //! The protocol of the log as a model that a checker explores: every order of steps, within bounds.
 //!
 //! It covers tokens, writes down a chain, completions, fills, seals, restarted units, the change of
-//! the layout by proposers that race, the bootstrap of the sequencer, stale tokens and restores.
+//! the layout by proposers that race, the bootstrap of the sequencer, stale tokens and restores, spares that join, are
+//! copied to and listed, and units that come back.
 //!
 //! It is not the code: it shares no type with the services, and what it says of them is only as good
 //! as the likeness. It leaves out Paxos (a layout is decided in one step), more than one chain,
-//! runs of several records, the copying of old ranges to spares, leases, and the network's bytes.
+//! runs of several records, leases, and the network's bytes.
 //!
 //! - With every guard in force no property of [`property`] fails, in any scope.
 //! - Without any one of the guards that a test names, some property fails within a few steps.
@@ -16,6 +17,7 @@ pub mod action;
 mod append;
 mod change;
 pub mod client;
+mod copying;
 pub mod entry;
 mod fault;
 pub mod guard;

@@ -41,6 +41,9 @@ pub struct Scope {
     pub duplicates: u8,
     /// How many times a unit trims.
     pub trims: u8,
+    /// How many positions of closed ranges are copied to units that joined later. With any, those that hold a closed range
+    /// are listed for it by the next term.
+    pub copies: u8,
     /// Whether proposers may seal the sequencer too.
     pub seal_sequencer: bool,
     /// Whether seals of a decided term may still arrive.
@@ -65,6 +68,7 @@ impl Scope {
             sequencer_restarts: 0,
             duplicates: 0,
             trims: 0,
+            copies: 0,
             seal_sequencer: false,
             late_seals: false,
             trust_restarted: false,
@@ -97,6 +101,25 @@ impl Scope {
             spares: 1,
             terms: 3,
             writers: vec![vec![Append::InStream], vec![Append::InStream]],
+            ..Scope::smallest()
+        }
+    }
+
+    /// A spare joins, is copied to, is listed, and may be the only one left.
+    pub fn healing() -> Scope {
+        Scope {
+            spares: 1,
+            terms: 4,
+            copies: 1,
+            ..Scope::smallest()
+        }
+    }
+
+    /// A unit leaves, its positions are issued again, and it is there again as it was.
+    pub fn leaver() -> Scope {
+        Scope {
+            terms: 4,
+            copies: 1,
             ..Scope::smallest()
         }
     }
@@ -202,6 +225,31 @@ impl Scope {
             Scope {
                 spares: 1,
                 ..Scope::forgetful_for_two_terms()
+            },
+            Scope {
+                settles: 1,
+                proposers: 2,
+                ..Scope::healing()
+            },
+            Scope {
+                writers: vec![vec![Append::InStream], vec![Append::InStream]],
+                copies: 2,
+                terms: 3,
+                duplicates: 1,
+                ..Scope::healing()
+            },
+            Scope {
+                copies: 2,
+                restarts: 1,
+                losses: 1,
+                ..Scope::healing()
+            },
+            Scope {
+                copies: 2,
+                trims: 2,
+                settles: 1,
+                terms: 3,
+                ..Scope::healing()
             },
         ]
     }

@@ -47,6 +47,21 @@ pub struct Budget {
     pub settles: u8,
     /// Trims.
     pub trims: u8,
+    /// Copies.
+    pub copies: u8,
+}
+
+/// A position of a closed range on its way to a unit that joined later.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Copy {
+    /// The term that the copier believes in.
+    pub view: Term,
+    /// Which position.
+    pub position: Position,
+    /// What it found there.
+    pub entry: Entry,
+    /// To whom.
+    pub to: UnitId,
 }
 
 /// The whole world.
@@ -64,6 +79,8 @@ pub struct State {
     pub writers: Vec<Writer>,
     /// Whoever settles positions that he did not write, as reader or as control.
     pub settler: Option<Settle>,
+    /// What is being copied.
+    pub copy: Option<Copy>,
     /// A write whose sender does not wait for it.
     pub in_flight: Option<InFlight>,
     /// What may still go wrong.
@@ -100,6 +117,7 @@ impl State {
             proposers: vec![None; usize::from(scope.proposers)],
             writers: vec![writer; scope.writers.len()],
             settler: None,
+            copy: None,
             in_flight: None,
             budget: Budget {
                 restarts: scope.restarts,
@@ -108,6 +126,7 @@ impl State {
                 duplicates: scope.duplicates,
                 settles: scope.settles,
                 trims: scope.trims,
+                copies: scope.copies,
             },
             read: [None; POSITIONS_MAX],
             acknowledged: vec![None; scope.appends().count()],

@@ -33,6 +33,14 @@ pub enum Event {
     RestartedWhole,
     /// A spare was listed.
     SpareListed,
+    /// A unit was listed for a range that was closed before it joined.
+    CopyListed,
+    /// A range went over to those it was copied to.
+    CopyAlone,
+    /// One unit alone is listed for a closed range.
+    OneLeft,
+    /// A position was copied.
+    Copied,
     /// A unit stayed listed though it was silent.
     SilentKept,
     /// A change was refused: no complete unit, and not all of the chain.

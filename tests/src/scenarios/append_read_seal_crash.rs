@@ -23,6 +23,16 @@ const QUIET: Duration = Duration::from_secs(130);
 pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         let random = world.random("scenario");
+        // A unit that is away is left out; nobody may be who shares a chain with a disk that lies.
+        let profile = if profile.lying {
+            Profile {
+                partition_every: None,
+                freeze_every: None,
+                ..profile
+            }
+        } else {
+            profile
+        };
         let shape = Shape::draw(&random);
         world.note(&format!("{shape:?}"));
         let cluster = match Cluster::start(&world, &profile, &shape).await {
@@ -65,6 +75,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
                 servers: cluster.servers.clone(),
                 clients,
                 clients_crash: true,
+                spared: cluster.needed(),
             },
         );
         world.clock().sleep(profile.busy).await;

@@ -8,6 +8,7 @@ use milonga_wire::{Position, Role, StreamId};
 
 use super::cluster::{Cluster, log};
 use super::inspection::inspect;
+use super::records;
 use super::workload::{Client, STREAMS, Workload};
 use crate::history::{Operation, Seen};
 use crate::invariants;
@@ -86,5 +87,14 @@ async fn look(world: &World, workload: &Workload, cluster: &Cluster) {
             world.violation(format!("{name} cannot mend: {error}"));
         }
         inspect(world, &log, end).await;
+        if role == Role::Control
+            && let Ok(newest) = log.newest_layout().await
+        {
+            let term = newest.layout.term;
+            let history = records::history(log.host(), world, &cluster.layout, term).await;
+            for violation in invariants::layouts::check(&history) {
+                world.violation(violation);
+            }
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! A cluster on simulated machines: the real servers, each with a disk of its own that a crash leaves as disks do.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use milonga_client::reconfigure::{self, Genesis};
@@ -30,6 +31,8 @@ pub struct Shape {
     pub chains: u64,
     /// Units per chain.
     pub replicas: u64,
+    /// Units that stand ready.
+    pub spares: u64,
     /// Positions per stripe.
     pub stripe_width: u32,
 }
@@ -42,6 +45,7 @@ impl Shape {
             standbys: random.below(2),
             chains: *pick(random, &[1, 1, 2, 3]),
             replicas: *pick(random, &[3, 3, 3, 2, 1]),
+            spares: 0,
             stripe_width: *pick(random, &[1, 4, 64]),
         }
     }
@@ -53,11 +57,14 @@ pub struct Cluster {
     pub servers: Vec<Vec<NodeId>>,
     /// Where the layout servers listen.
     pub layout: Vec<Address>,
+    drives: Drives,
 }
 
 /// A disk that fails as the profile says, and tells who waits for it when the power is gone.
 struct Drive {
-    disk: MemoryDisk,
+    world: World,
+    of: String,
+    disk: Mutex<MemoryDisk>,
     torn: bool,
     lies: bool,
     power: Arc<Power>,
@@ -72,10 +79,35 @@ struct Power {
 
 impl Drive {
     fn new(world: &World, profile: &Profile, of: &str, lies: bool) -> Self {
-        let (random, world) = (world.random(&format!("disk of {of}")), world.clone());
+        Self {
+            world: world.clone(),
+            of: of.to_owned(),
+            disk: Mutex::new(MemoryDisk::new(DISK_BYTES)),
+            torn: profile.torn,
+            lies,
+            power: Arc::new(Power::default()),
+        }
+    }
+
+    fn disk(&self) -> MemoryDisk {
+        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        disk.clone()
+    }
+
+    /// An empty disk takes the place of this one.
+    fn wipe(&self) {
         let disk = MemoryDisk::new(DISK_BYTES);
-        let power = Arc::new(Power::default());
-        let (torn, watched) = (profile.torn, Arc::clone(&power));
+        self.fail_as_said(&disk);
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+    }
+
+    /// To be called when it is decided what may fail, and of each disk that comes later.
+    fn fail_as_said(&self, disk: &MemoryDisk) {
+        let (random, world) = (
+            self.world.random(&format!("disk of {}", self.of)),
+            self.world.clone(),
+        );
+        let (torn, lies, watched) = (self.torn, self.lies, Arc::clone(&self.power));
         disk.set_faults(Some(Box::new(move |operation| {
             if watched.failed.load(Ordering::Relaxed) {
                 return Outcome::Fail(std::io::ErrorKind::Other);
@@ -101,12 +133,6 @@ impl Drive {
                 _ => Outcome::Done,
             }
         })));
-        Self {
-            disk,
-            torn,
-            lies,
-            power,
-        }
     }
 
     /// Opens what is on the disk. A power failure in the middle of it is one more crash, and it is opened again.
@@ -116,7 +142,7 @@ impl Drive {
         open: impl Fn(Arc<dyn Disk>) -> Result<T, E>,
     ) -> Result<T, String> {
         loop {
-            match open(self.disk.attach()) {
+            match open(self.disk().attach()) {
                 Ok(opened) => return Ok(opened),
                 Err(_) if self.power.failed.load(Ordering::Relaxed) => self.crashed(random),
                 Err(error) => return Err(error.to_string()),
@@ -128,20 +154,23 @@ impl Drive {
     fn crashed(&self, random: &Random) {
         let power_loss = self.power.failed.load(Ordering::Relaxed) || flip(random);
         if self.lies || self.torn && power_loss {
-            let names = random.below(self.disk.unsynced_names() as u64 + 1) as usize;
+            let disk = self.disk();
+            let names = random.below(disk.unsynced_names() as u64 + 1) as usize;
             let survival = *pick(random, &[0, 300_000, 700_000, 1_000_000]);
-            self.disk.crash(names, &mut |_, _| chance(random, survival));
+            disk.crash(names, &mut |_, _| chance(random, survival));
         } else {
-            self.disk.kill();
+            self.disk().kill();
         }
         self.power.failed.store(false, Ordering::Relaxed);
     }
 }
 
+type Drives = BTreeMap<NodeId, Arc<Drive>>;
+
 struct LayoutMachine {
     cluster: ClusterId,
     config: milonga_layout::Config,
-    drive: Drive,
+    drive: Arc<Drive>,
 }
 
 impl Machine for LayoutMachine {
@@ -176,7 +205,7 @@ impl Machine for SequencerMachine {
 struct UnitMachine {
     config: milonga_logunit::Config,
     file_bytes: u64,
-    drive: Drive,
+    drive: Arc<Drive>,
 }
 
 impl Machine for UnitMachine {
@@ -222,31 +251,58 @@ impl Cluster {
             random: world.random("machines"),
             layout: layout.clone(),
         };
-        let servers = vec![
-            builder.add_layout_servers(&names.layout),
-            builder.add_sequencers(&names.sequencers),
-            builder.add_units(&names.units, shape.replicas as usize),
-        ];
+        let (layout_servers, mut drives) = builder.add_layout_servers(&names.layout);
+        let sequencers = builder.add_sequencers(&names.sequencers);
+        let (units, more) = builder.add_units(&names.units, shape.replicas as usize);
+        drives.extend(more);
+        let servers = vec![layout_servers, sequencers, units];
         for server in servers.iter().flatten() {
             world.start(*server).await?;
         }
         let sequencers = addresses(&names.sequencers);
+        let mut units = addresses(&names.units);
+        let spares = units.split_off((shape.chains * shape.replicas) as usize);
         let genesis = Genesis {
             layout_servers: layout.clone(),
             sequencer: sequencers[0].clone(),
             standbys: sequencers[1..].to_vec(),
-            chains: addresses(&names.units)
+            chains: units
                 .chunks(shape.replicas as usize)
                 .map(<[Address]>::to_vec)
                 .collect(),
-            spares: vec![],
+            spares,
             stripe_width: shape.stripe_width,
         };
         let admin = world.add_client("admin", Role::Admin, 0);
         let log = log(world, admin, Role::Admin, &layout, Options::default());
         let initialised = reconfigure::init(&log, &genesis).await;
         initialised.map_err(|error| error.to_string())?;
-        Ok(Self { servers, layout })
+        Ok(Self {
+            servers,
+            layout,
+            drives,
+        })
+    }
+
+    /// The units that have to be there all the time, because they share a chain with one whose disk lies: it would go on
+    /// without them, and what it then forgets is lost.
+    pub fn needed(&self) -> Vec<NodeId> {
+        let lies = |id: &NodeId| self.drives[id].lies;
+        let units = &self.servers[2];
+        let some = units.iter().any(lies);
+        units
+            .iter()
+            .copied()
+            .filter(|id| some && !lies(id))
+            .collect()
+    }
+
+    /// An empty disk takes the place of the one that server `id`, which is down, had.
+    ///
+    /// # Panics
+    /// If it is a sequencer, which has none.
+    pub fn wipe(&self, id: NodeId) {
+        self.drives[&id].wipe();
     }
 }
 
@@ -266,7 +322,7 @@ impl Names {
         Self {
             layout: names("l", shape.layout_servers),
             sequencers: names("s", 1 + shape.standbys),
-            units: names("u", shape.chains * shape.replicas),
+            units: names("u", shape.chains * shape.replicas + shape.spares),
         }
     }
 }
@@ -287,17 +343,20 @@ impl Builder<'_> {
         self.random.below(range) as i32 - most
     }
 
-    fn add_layout_servers(&self, names: &[String]) -> Vec<NodeId> {
+    fn add_layout_servers(&self, names: &[String]) -> (Vec<NodeId>, Drives) {
         let add = |text: &String| {
+            let drive = Arc::new(Drive::new(self.world, self.profile, text, false));
+            drive.fail_as_said(&drive.disk());
             let machine = LayoutMachine {
                 cluster: self.world.cluster(),
                 config: layout_config(text, &self.layout),
-                drive: Drive::new(self.world, self.profile, text, false),
+                drive: Arc::clone(&drive),
             };
-            let power = Arc::clone(&machine.drive.power);
-            add(self.world, text, Role::Layout, self.skew(), machine, power)
+            let power = Arc::clone(&drive.power);
+            let id = add(self.world, text, Role::Layout, self.skew(), machine, power);
+            (id, (id, drive))
         };
-        names.iter().map(add).collect()
+        names.iter().map(add).unzip()
     }
 
     fn add_sequencers(&self, names: &[String]) -> Vec<NodeId> {
@@ -312,21 +371,27 @@ impl Builder<'_> {
         names.iter().map(add).collect()
     }
 
-    fn add_units(&self, names: &[String], replicas: usize) -> Vec<NodeId> {
+    fn add_units(&self, names: &[String], replicas: usize) -> (Vec<NodeId>, Drives) {
         let file_bytes = *pick(&self.random, &[64 << 10, 256 << 10, 1 << 20]);
         // One liar per chain, and none where nobody else holds what it forgets.
         let liar = self.random.below(replicas as u64) as usize;
         let add = |(number, text): (usize, &String)| {
             let lies = self.profile.lying && replicas > 1 && number % replicas == liar;
+            let mut drive = Drive::new(self.world, self.profile, text, lies);
+            // Where one disk of a chain lies, the others' machines keep their power.
+            drive.torn &= lies || !self.profile.lying || replicas == 1;
+            drive.fail_as_said(&drive.disk());
+            let drive = Arc::new(drive);
             let machine = UnitMachine {
                 config: self.unit_config(text),
                 file_bytes,
-                drive: Drive::new(self.world, self.profile, text, lies),
+                drive: Arc::clone(&drive),
             };
-            let power = Arc::clone(&machine.drive.power);
-            add(self.world, text, Role::LogUnit, self.skew(), machine, power)
+            let power = Arc::clone(&drive.power);
+            let id = add(self.world, text, Role::LogUnit, self.skew(), machine, power);
+            (id, (id, drive))
         };
-        names.iter().enumerate().map(add).collect()
+        names.iter().enumerate().map(add).unzip()
     }
 
     fn unit_config(&self, text: &str) -> milonga_logunit::Config {

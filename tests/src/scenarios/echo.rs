@@ -114,6 +114,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
                 servers: vec![servers.clone()],
                 clients: clients.clone(),
                 clients_crash: false,
+                spared: vec![],
             },
         );
         let mut asking = vec![];

@@ -6,7 +6,8 @@ use milonga_client::Log;
 use milonga_host::net::{PeerKind, Request};
 use milonga_host::{Host, Peer};
 use milonga_wire::{
-    Layout, Payload, Position, Reply, RequestHead, Server, Span, Target, UnitReply, UnitRequest,
+    Layout, Payload, Position, Reply, RequestHead, Server, Span, Stripes, Target, UnitReply,
+    UnitRequest,
 };
 
 use crate::invariants::replicas::{self, Replicas};
@@ -52,6 +53,77 @@ pub async fn inspect(world: &World, log: &Log, end: Position) {
     }
 }
 
+/// Reports every closed position that a unit lacks which is listed for it (I14).
+pub async fn inspect_whole(world: &World, log: &Log, layout: &Layout) {
+    for segment in layout
+        .segments
+        .iter()
+        .filter(|segment| segment.end.is_some())
+    {
+        for (number, chain) in segment.chains.iter().enumerate() {
+            let stripes = segment.stripes(number);
+            for unit in layout.units_of(chain) {
+                let lacking = settled(log.host(), layout, unit, stripes).await;
+                match lacking.map(|lacking| stripes.run_from(lacking)) {
+                    Ok(None) => {}
+                    Ok(Some(run)) => world.violation(format!(
+                        "I14: {} is listed for {} and lacks {}",
+                        unit.name, stripes.span, run.start
+                    )),
+                    Err(why) => world.violation(format!("{} after healing: {why}", unit.name)),
+                }
+            }
+        }
+    }
+}
+
+/// The first position of `stripes` that `unit` lacks.
+async fn settled(
+    host: &Host,
+    layout: &Layout,
+    unit: &Server,
+    stripes: Stripes,
+) -> Result<Position, String> {
+    match ask(host, layout, unit, UnitRequest::Settled { stripes }).await? {
+        (UnitReply::Settled(mark), _) => Ok(mark),
+        _ => Err("another answer than to a question for the mark".to_owned()),
+    }
+}
+
+async fn ask(
+    host: &Host,
+    layout: &Layout,
+    unit: &Server,
+    request: UnitRequest,
+) -> Result<(UnitReply, Payload), String> {
+    const WITHIN: Duration = Duration::from_secs(10);
+    let request = Request {
+        head: RequestHead {
+            id: 0,
+            cluster: layout.cluster,
+            to: Some(Target {
+                identity: unit.identity,
+                incarnation: unit.incarnation,
+            }),
+            term: layout.term,
+            request: milonga_wire::Request::Unit(request),
+        },
+        payload: Payload::new(),
+    };
+    let peer = Peer {
+        name: Some(unit.name.clone()),
+        address: unit.address.clone(),
+        kind: PeerKind::LogUnit,
+    };
+    let response = host.net.call(&peer, request, WITHIN).await;
+    let response = response.map_err(|error| error.to_string())?;
+    match response.reply {
+        Ok(Reply::Unit(reply)) => Ok((reply, response.payload)),
+        Ok(_) => Err("another answer than a unit's".to_owned()),
+        Err(refusal) => Err(refusal.to_string()),
+    }
+}
+
 /// Adds what `unit` holds of `span`.
 async fn hold(
     host: &Host,
@@ -60,43 +132,21 @@ async fn hold(
     span: Span,
     all: &mut Replicas,
 ) -> Result<(), String> {
-    const WITHIN: Duration = Duration::from_secs(10);
     const BYTES_MAX: u32 = 1 << 20;
     let mut rest = span;
     while !rest.is_empty() {
-        let request = Request {
-            head: RequestHead {
-                id: 0,
-                cluster: layout.cluster,
-                to: Some(Target {
-                    identity: unit.identity,
-                    incarnation: unit.incarnation,
-                }),
-                term: layout.term,
-                request: milonga_wire::Request::Unit(UnitRequest::Read {
-                    spans: vec![rest],
-                    bytes_max: BYTES_MAX,
-                }),
-            },
-            payload: Payload::new(),
+        let request = UnitRequest::Read {
+            spans: vec![rest],
+            bytes_max: BYTES_MAX,
         };
-        let peer = Peer {
-            name: Some(unit.name.clone()),
-            address: unit.address.clone(),
-            kind: PeerKind::LogUnit,
-        };
-        let response = host.net.call(&peer, request, WITHIN).await;
-        let response = response.map_err(|error| error.to_string())?;
-        let answers = match response.reply {
-            Ok(Reply::Unit(UnitReply::Read(answers))) => answers,
-            Ok(_) => return Err("another answer than to a read".to_owned()),
-            Err(refusal) => return Err(refusal.to_string()),
+        let (UnitReply::Read(answers), payload) = ask(host, layout, unit, request).await? else {
+            return Err("another answer than to a read".to_owned());
         };
         let next = answers.last().map(|answer| answer.span().end);
         rest.start = next
             .filter(|next| *next > rest.start)
             .ok_or("no progress")?;
-        replicas::add(all, &unit.name, &answers, response.payload);
+        replicas::add(all, &unit.name, &answers, payload);
     }
     Ok(())
 }

@@ -2,9 +2,15 @@
 
 pub mod append_read_seal_crash;
 pub mod audit;
+pub mod changed_by_hand;
 pub mod cluster;
+pub mod cut_client;
+pub mod duelling_proposers;
 pub mod echo;
 pub mod inspection;
+pub mod keeper;
+pub mod lost_unit;
+pub mod records;
 pub mod replaced_sequencer;
 pub mod restarted_sequencer;
 pub mod workload;
@@ -12,11 +18,15 @@ pub mod workload;
 use crate::sim::Scenario;
 
 /// Every scenario by its name.
-pub const ALL: [(&str, Scenario); 4] = [
+pub const ALL: [(&str, Scenario); 8] = [
     ("echo", echo::play),
     ("append_read_seal_crash", append_read_seal_crash::play),
     ("replaced_sequencer", replaced_sequencer::play),
     ("restarted_sequencer", restarted_sequencer::play),
+    ("lost_unit", lost_unit::play),
+    ("duelling_proposers", duelling_proposers::play),
+    ("cut_client", cut_client::play),
+    ("changed_by_hand", changed_by_hand::play),
 ];
 
 /// The scenario of that name.

@@ -33,6 +33,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
             standbys: 1,
             chains: 1,
             replicas: *pick(&random, &[1, 2, 3]),
+            spares: 0,
             stripe_width: 4,
         };
         let cluster = match Cluster::start(&world, &profile, &shape).await {

@@ -35,6 +35,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
             standbys: random.below(2),
             chains: *pick(&random, &[1, 1, 2]),
             replicas: *pick(&random, &[1, 2, 3]),
+            spares: 0,
             stripe_width: *pick(&random, &[1, 4, 64]),
         };
         let cluster = match Cluster::start(&world, &profile, &shape).await {

@@ -38,6 +38,20 @@ pub struct Workload {
     pub trims: bool,
 }
 
+impl Workload {
+    /// The workload of a run that has just begun.
+    pub fn new(world: &World, layout: &[Address], trims: bool) -> Self {
+        Self {
+            world: world.clone(),
+            history: History::default(),
+            layout: layout.to_vec(),
+            stop: Arc::new(AtomicBool::new(false)),
+            processes: Arc::new(AtomicU64::new(1)),
+            trims,
+        }
+    }
+}
+
 /// One client's machine.
 pub struct ClientMachine {
     /// What it does.
@@ -49,7 +63,7 @@ pub struct ClientMachine {
 }
 
 /// A client serves nobody.
-struct NoService;
+pub struct NoService;
 
 impl Service for NoService {
     fn serve(&self, _: &Caller, _: Request, respond: Responder) {

@@ -20,6 +20,8 @@ pub struct Targets {
     pub clients: Vec<NodeId>,
     /// Whether clients crash too (and start again): they have machines.
     pub clients_crash: bool,
+    /// Whose processes do not crash: the scenario sees to them.
+    pub spared: Vec<NodeId>,
 }
 
 impl Targets {
@@ -29,10 +31,9 @@ impl Targets {
     }
 
     fn victims(&self) -> Vec<NodeId> {
-        if self.clients_crash {
-            return self.all();
-        }
-        self.servers.iter().flatten().copied().collect()
+        let clients = self.clients.iter().filter(|_| self.clients_crash);
+        let all = self.servers.iter().flatten().chain(clients).copied();
+        all.filter(|victim| !self.spared.contains(victim)).collect()
     }
 
     /// Whom a partition parts from the rest: half of all, one node with a few others, or one server with clients that

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::faults::{NetworkFaults, chance, flip};
 use super::node::{Node, NodeId};
-use super::world::{Shared, State};
+use super::world::{Shared, State, World};
 
 /// The network as one process of one node sees it.
 pub struct SimNetwork {
@@ -47,6 +47,8 @@ pub(super) enum Arrival {
     Reply(Travelling),
     /// A caller learns that its call failed.
     Failure(u64, Failure),
+    /// A node has sent all that it was to send.
+    Crash(NodeId, u64),
 }
 
 /// A frame on its way from one process to another.
@@ -139,6 +141,20 @@ fn send(
     let frame = Frame::new(&head, request.payload);
 
     let gone = state.node(from).boot != network.boot;
+    if let Some(left) = state
+        .node_mut(from)
+        .requests_left
+        .as_mut()
+        .filter(|_| !gone)
+    {
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            state.node_mut(from).requests_left = None;
+            // With the answer, or before it.
+            let wait = state.random.below(2) * 2 * latency(state);
+            state.schedule(now + wait, Arrival::Crash(from, network.boot));
+        }
+    }
     let to = state.addresses.get(&peer.address).copied();
     let failure = match (&frame, to) {
         // A process that is gone sends nothing (V3); nobody waits for this either.
@@ -286,6 +302,12 @@ pub(super) fn deliver(shared: &Arc<Shared>, due_us: u64, what: Arrival) {
                 let _ = waiting.answer.send(Err(failure));
             }
         }
+        Arrival::Crash(node, boot) => {
+            let same = shared.lock().node(node).boot == boot;
+            if same {
+                World(Arc::clone(shared)).crash(node);
+            }
+        }
     }
 }
 
@@ -320,6 +342,7 @@ fn deliver_request(shared: &Arc<Shared>, now: u64, travelling: Travelling) {
                 let caller = state.node(from).caller.clone();
                 let to_boot = state.node(to).boot;
                 trace(state, now, text, length, "arrives", &[]);
+                state.spring(&head.request);
                 Some((service, caller, to_boot, arrived))
             }
             Some(_) | None => {
@@ -370,7 +393,7 @@ fn serve(
         }
         let frame = reply_frame(&head, payload);
         let mut text = describe(state, server, client, verb);
-        blame(state, &text, &head);
+        blame(state, server, &text, &head);
         let _ = write!(text, ": {}", outcome(&head));
         trace(
             state,
@@ -527,7 +550,16 @@ fn trace(
 
 /// What a server refuses because no client that keeps to the protocol asks for it, as one that is unlucky may. The clients
 /// here are the real ones: the guard held, and something in front of it did not.
-fn blame(state: &mut State, text: &str, head: &ReplyHead) {
+fn blame(state: &mut State, server: NodeId, text: &str, head: &ReplyHead) {
+    let votes = matches!(
+        &head.reply,
+        Ok(Reply::Layout(
+            LayoutReply::Promised(_) | LayoutReply::Accepted { .. }
+        ))
+    );
+    if votes && state.voteless.contains(&server) {
+        state.blame(format!("A3: {text}: it has no vote"));
+    }
     if let Err(
         refusal @ (Refusal::Malformed { .. }
         | Refusal::BeyondEnd { .. }

@@ -36,6 +36,10 @@ pub(super) struct Node {
     pub(super) tasks: Tasks,
     pub(super) up: bool,
     pub(super) starting: bool,
+    /// It does not start again, whoever tries.
+    pub(super) buried: bool,
+    /// It crashes when it has sent so many more requests.
+    pub(super) requests_left: Option<u64>,
     /// Until then it neither receives nor sends.
     pub(super) frozen_until_us: u64,
 }

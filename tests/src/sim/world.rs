@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use milonga_host::{Clock, Host, Moment, Random, Tasks};
-use milonga_wire::{Address, Caller, ClusterId, Position, Role, ServerName, Term};
+use milonga_wire::{Address, Caller, ClusterId, Position, Request, Role, ServerName, Term};
 use tokio::sync::Notify;
 
 use super::faults::{NetworkFaults, flip};
@@ -50,10 +50,21 @@ pub(super) struct State {
     pub(super) trace: Trace,
     /// The end that the first seal of each term told.
     pub(super) seals: BTreeMap<Term, Position>,
+    /// Layout servers that may not vote (any more).
+    pub(super) voteless: BTreeSet<NodeId>,
+    /// Who waits for which request.
+    pub(super) trap: Option<Trap>,
     queue: BinaryHeap<Reverse<Due>>,
     sent: u64,
     delivered: u64,
     violations: Vec<String>,
+}
+
+/// Somebody waits for a request of some kind.
+pub(super) struct Trap {
+    matches: fn(&Request) -> bool,
+    others: u64,
+    notice: Arc<Notify>,
 }
 
 /// Something that arrives at a time.
@@ -97,6 +108,18 @@ impl State {
     /// Something that must not happen has happened.
     pub(super) fn blame(&mut self, text: String) {
         self.violations.push(text);
+    }
+
+    /// `request` arrives: whoever waits for it is told.
+    pub(super) fn spring(&mut self, request: &Request) {
+        let Some(trap) = self.trap.as_mut().filter(|trap| (trap.matches)(request)) else {
+            return;
+        };
+        if trap.others > 0 {
+            trap.others -= 1;
+        } else if let Some(trap) = self.trap.take() {
+            trap.notice.notify_one();
+        }
     }
 
     /// The node of that id.
@@ -148,6 +171,8 @@ impl World {
                 held_until: BTreeMap::new(),
                 trace: Trace::new(print),
                 seals: BTreeMap::new(),
+                voteless: BTreeSet::new(),
+                trap: None,
                 queue: BinaryHeap::new(),
                 sent: 0,
                 delivered: 0,
@@ -245,6 +270,8 @@ impl World {
             tasks: Tasks::new(),
             up: false,
             starting: false,
+            buried: false,
+            requests_left: None,
             frozen_until_us: 0,
         };
         let mut state = self.0.lock();
@@ -279,6 +306,11 @@ impl World {
         self.0.lock().node(id).up
     }
 
+    /// Whether node `id` runs, or ran, in another process start than its first.
+    pub fn has_restarted(&self, id: NodeId) -> bool {
+        self.0.lock().node(id).boot > 0
+    }
+
     /// Starts the process of server `id`; does nothing if it runs or starts already.
     ///
     /// # Errors
@@ -287,7 +319,7 @@ impl World {
         let (machine, boot) = {
             let mut state = self.0.lock();
             let node = state.node_mut(id);
-            if node.up || node.starting {
+            if node.up || node.starting || node.buried {
                 return Ok(());
             }
             let machine = node.machine.clone().ok_or("a client is no server")?;
@@ -334,6 +366,50 @@ impl World {
         if let Some(machine) = machine {
             machine.crashed(&random);
         }
+    }
+
+    /// Ends the process of node `id` for good: nobody starts it again before [`World::raise`].
+    pub fn bury(&self, id: NodeId) {
+        self.0.lock().node_mut(id).buried = true;
+        self.count("buried");
+        if self.is_up(id) || self.0.lock().node(id).starting {
+            self.crash(id);
+        }
+    }
+
+    /// Whether node `id` is gone for good, as far as anybody knows.
+    pub fn is_buried(&self, id: NodeId) -> bool {
+        self.0.lock().node(id).buried
+    }
+
+    /// Whoever is gone for good comes back all the same, with what is on its disk now.
+    ///
+    /// # Errors
+    /// The machine's.
+    pub async fn raise(&self, id: NodeId) -> Result<(), String> {
+        self.0.lock().node_mut(id).buried = false;
+        self.start(id).await
+    }
+
+    /// Node `id` crashes once it has sent so many more requests: at any step of whatever it is doing.
+    pub fn crash_after(&self, id: NodeId, requests: u64) {
+        self.0.lock().node_mut(id).requests_left = Some(requests);
+    }
+
+    /// From now on it is a violation if layout server `id` promises or accepts anything.
+    pub fn take_vote(&self, id: NodeId) {
+        self.0.lock().voteless.insert(id);
+    }
+
+    /// Waits until a request that `matches` has arrived anywhere, the one after `others`.
+    pub async fn request(&self, matches: fn(&Request) -> bool, others: u64) {
+        let notice = Arc::new(Notify::new());
+        self.0.lock().trap = Some(Trap {
+            matches,
+            others,
+            notice: Arc::clone(&notice),
+        });
+        notice.notified().await;
     }
 
     /// Nothing sent by `from` reaches `to` any more.

@@ -1,0 +1,225 @@
+//! H29: a control client that alone does not reach a healthy server, or with one layout server of three, in one direction or in
+//! both, steadily or now and then, has nobody left out: there is no new term at all. And a server that nobody reaches now and then costs at most one
+//! change a minute.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use milonga_client::{Log, Options};
+use milonga_host::BoxFuture;
+use milonga_wire::{Role, StreamId};
+use tokio::task::JoinHandle;
+
+use super::audit::audit;
+use super::cluster::{Cluster, Shape, log};
+use super::keeper::KeeperMachine;
+use super::workload::{Client, STREAMS, Workload};
+use crate::sim::faults::{flip, pick};
+use crate::sim::{NetworkFaults, NodeId, Profile, World};
+
+/// Which way messages are stopped.
+#[derive(Copy, Clone, Debug)]
+enum Way {
+    To,
+    From,
+    Both,
+}
+
+/// Plays it. Nothing else goes wrong but that messages are late by milliseconds, or come twice.
+pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let random = world.random("scenario");
+        let shape = Shape {
+            layout_servers: *pick(&random, &[3, 3, 1]),
+            standbys: random.below(2),
+            chains: *pick(&random, &[1, 2]),
+            replicas: 3,
+            spares: 1,
+            stripe_width: 4,
+        };
+        // Every process runs on: no power fails.
+        let profile = Profile {
+            torn: false,
+            lying: false,
+            ..profile
+        };
+        let cluster = match Cluster::start(&world, &profile, &shape).await {
+            Ok(cluster) => cluster,
+            Err(why) => return world.violation(format!("the cluster does not start: {why}")),
+        };
+        let workload = Workload::new(&world, &cluster.layout, false);
+        world.trouble(NetworkFaults {
+            latency_us_max: profile.network.latency_us_max.min(10_000),
+            latency_us_min: profile.network.latency_us_min.min(5_000),
+            duplicate_ppm: profile.network.duplicate_ppm,
+            duplicate_us_max: profile.network.duplicate_us_max,
+            lanes: profile.network.lanes,
+            ..NetworkFaults::none()
+        });
+        let appending = appender(&world, &workload, "writer", Role::Writer);
+        let cut = world.add_client("cut", Role::Control, 0);
+        let options = Options {
+            call: Duration::from_millis(*pick(&random, &[100, 1_000])),
+            deadline: Duration::from_millis(*pick(&random, &[1_000, 10_000])),
+            ..Options::default()
+        };
+        let cut_log = log(&world, cut, Role::Control, &cluster.layout, options);
+        let Ok(before) = cut_log.newest_layout().await else {
+            return world.violation("no layout before the cut".to_owned());
+        };
+        let term = before.layout.term.0;
+        let process = workload.processes.fetch_add(1, Ordering::Relaxed);
+        let client = Client::new(workload.clone(), process, cut_log.clone());
+        let trying = tokio::spawn(try_everything(workload.clone(), client, cut_log.clone()));
+        let everybody = random.below(3) == 0;
+        let others = if everybody {
+            let servers = cluster.servers.iter().flatten();
+            let mut all: Vec<NodeId> = servers.copied().collect();
+            all.extend([cut, appending.0]);
+            all
+        } else {
+            // Beside it, somebody whom nothing is wrong with may look for what to mend.
+            if flip(&random) {
+                keeper(&world, &workload).await;
+            }
+            // With it, one layout server may be cut off: it is no majority.
+            let alone = cluster.servers[0].len() == 1 || flip(&random);
+            let with = cluster.servers[0].iter().copied().filter(|_| !alone);
+            with.take(1).chain([cut]).collect()
+        };
+        let server = server(&cluster, &world, &before.layout, flip(&random), &random);
+        // A minute and a half, for everybody; shorter for one client, which must not make any.
+        let (seconds, most) = if everybody { (90, 2) } else { (25, 0) };
+        let steady = !everybody && flip(&random);
+        let way = *pick(&random, &[Way::To, Way::From, Way::Both]);
+        world.note(&format!("{way:?} {}, steady: {steady}", world.name(server)));
+        flap(&world, &others, server, way, steady, seconds).await;
+        let newest = cut_log.newest_layout().await;
+        let made = newest.map_or(0, |newest| newest.layout.term.0 - term);
+        if made > 0 {
+            world.count("terms made");
+        }
+        if made > most {
+            world.violation(format!(
+                "H29: {made} terms were made because of {}, cut off for {seconds} s; at most {most} may be",
+                world.name(server)
+            ));
+        }
+        workload.stop.store(true, Ordering::Relaxed);
+        world.calm();
+        world.clock().sleep(Duration::from_secs(130)).await;
+        // Those that failed have been reported as panics.
+        let _ = (trying.await, appending.1.await);
+        audit(&world, &workload, &cluster).await;
+    })
+}
+
+/// A client that appends as long as the run goes on.
+fn appender(
+    world: &World,
+    workload: &Workload,
+    name: &str,
+    role: Role,
+) -> (NodeId, JoinHandle<()>) {
+    let node = world.add_client(name, role, 0);
+    let log = log(world, node, role, &workload.layout, Options::default());
+    let process = workload.processes.fetch_add(1, Ordering::Relaxed);
+    let client = Client::new(workload.clone(), process, log.clone());
+    let workload = workload.clone();
+    let appending = async move {
+        while !workload.stop.load(Ordering::Relaxed) {
+            client.append(1, &STREAMS.map(StreamId::of_name)).await;
+            log.host().clock.sleep(Duration::from_millis(200)).await;
+        }
+    };
+    (node, tokio::spawn(appending))
+}
+
+/// Appends, reads, asks: everything that could make a client suspect somebody.
+async fn try_everything(workload: Workload, client: Client, log: Log) {
+    while !workload.stop.load(Ordering::Relaxed) {
+        client.append(1 + log.host().random.below(5), &[]).await;
+        if let Some(end) = client.end().await {
+            let back = log.host().random.below(20);
+            let from = milonga_wire::Position(end.0.saturating_sub(back));
+            client.read_from(from, 20).await;
+        }
+        log.host().clock.sleep(Duration::from_millis(150)).await;
+    }
+}
+
+/// A keeper that nothing is wrong with; it looks around too.
+async fn keeper(world: &World, workload: &Workload) {
+    let machine = KeeperMachine {
+        workload: workload.clone(),
+        name: "keeper".parse().expect("a server name"),
+    };
+    let node = world.add_server("keeper", Role::Control, 0, Arc::new(machine));
+    if let Err(why) = world.start(node).await {
+        world.violation(why);
+    }
+}
+
+/// The sequencer, or a unit that takes appends.
+fn server(
+    cluster: &Cluster,
+    world: &World,
+    layout: &milonga_wire::Layout,
+    unit: bool,
+    random: &milonga_host::Random,
+) -> NodeId {
+    let (of, names) = if unit {
+        let names = layout.units.iter().map(|unit| unit.name.clone());
+        (2, names.collect())
+    } else {
+        (1, vec![layout.sequencer.name.clone()])
+    };
+    let name = pick(random, &names);
+    let mut servers = cluster.servers[of].iter();
+    let found = servers.find(|id| world.name(**id) == *name);
+    *found.expect("a layout lists servers of the cluster")
+}
+
+/// Stops what `others` and `server` send each other, as `way` says, all the time or now and then.
+async fn flap(
+    world: &World,
+    others: &[NodeId],
+    server: NodeId,
+    way: Way,
+    steady: bool,
+    seconds: u64,
+) {
+    let random = world.random("flaps");
+    let until = world.now_us() + seconds * 1_000_000;
+    let (down, up) = (
+        *pick(&random, &[300, 1_500, 4_000]),
+        *pick(&random, &[300, 1_500, 20_000]),
+    );
+    let mut pairs = vec![];
+    for other in others.iter().filter(|other| **other != server) {
+        if matches!(way, Way::To | Way::Both) {
+            pairs.push((*other, server));
+        }
+        if matches!(way, Way::From | Way::Both) {
+            pairs.push((server, *other));
+        }
+    }
+    while world.now_us() < until {
+        for (from, to) in &pairs {
+            world.block(*from, *to);
+        }
+        let left = until.saturating_sub(world.now_us()) / 1_000 + 1;
+        let wait = if steady {
+            left
+        } else {
+            left.min(1 + random.below(2 * down))
+        };
+        world.clock().sleep(Duration::from_millis(wait)).await;
+        for (from, to) in &pairs {
+            world.unblock(*from, *to);
+        }
+        let wait = Duration::from_millis(1 + random.below(2 * up));
+        world.clock().sleep(wait).await;
+    }
+}
