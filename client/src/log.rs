@@ -20,6 +20,15 @@ use crate::options::Options;
 use crate::reconfigure;
 use crate::trouble::{Next, Patience, Trouble, Unavailable};
 
+/// A term that was sealed is looked for this often before it is taken for half done, and this long after the first time,
+/// then twice as long each time.
+const DECISION: Duration = Duration::from_millis(8);
+const DECISION_STEPS: u32 = 5;
+
+fn is_of_a_later_term(refusal: &milonga_wire::Refusal) -> bool {
+    matches!(refusal, milonga_wire::Refusal::StaleTerm { .. })
+}
+
 /// The end of the log, and where some streams end.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct End {
@@ -388,7 +397,7 @@ impl Log {
         patience.pause(|| failure.to_string()).await
     }
 
-    fn is_newer_than(&self, term: Term) -> bool {
+    pub(crate) fn is_newer_than(&self, term: Term) -> bool {
         self.shared
             .layouts
             .known()
@@ -433,8 +442,23 @@ impl Log {
             self.suspect(failure).await;
             return Ok(());
         }
-        let why = failure.to_string();
-        reconfigure::mend(self, &why, failure.server().as_ref()).await?;
+        let Host { clock, random, .. } = self.host();
+        if failure.refusal().is_some_and(is_of_a_later_term) {
+            // Whoever seals a term is about to decide it: that takes a moment.
+            for step in 0..DECISION_STEPS {
+                clock.sleep(random.jittered(DECISION * (1 << step))).await;
+                self.shared.layouts.read().await?;
+                if self.is_newer_than(term) {
+                    return Ok(());
+                }
+            }
+        }
+        let suspect = failure.server().filter(|_| {
+            let refusal = failure.refusal();
+            refusal
+                .is_none_or(|refusal| matches!(refusal, milonga_wire::Refusal::DiskFailed { .. }))
+        });
+        reconfigure::mend(self, &failure.to_string(), suspect.as_ref()).await?;
         Ok(())
     }
 

@@ -30,6 +30,8 @@ use crate::reconfigure::words;
 const PAUSE: Duration = Duration::from_millis(300);
 /// How long those that do not answer are waited for while others were just started.
 const STARTING: Duration = Duration::from_secs(5);
+/// How long a proposer leaves the field to another that came first, and twice as long each time.
+const YIELD: Duration = Duration::from_millis(40);
 /// How often a proposer that was outranked tries again.
 const TRIES: u32 = 8;
 /// Positions that one step of a restore covers.
@@ -213,10 +215,7 @@ async fn make_after(
     for attempt in 0..TRIES {
         if attempt > 0 {
             host.clock
-                .sleep(
-                    host.random
-                        .jittered(Duration::from_millis(20 << attempt.min(5))),
-                )
+                .sleep(host.random.jittered(YIELD * (1 << attempt.min(5))))
                 .await;
         }
         let known = log.shared.layouts.read().await?;
@@ -229,23 +228,28 @@ async fn make_after(
             .iter()
             .filter_map(|standing| standing.promised)
             .map(|rank| rank.number);
-        number = seen.max().unwrap_or(0).max(number) + 1;
+        let seen = seen.max();
+        if attempt == 0 && seen.is_some() {
+            // Somebody is at it, or died over it: outbidding takes longer than letting them finish (H19).
+            continue;
+        }
+        number = seen.unwrap_or(0).max(number) + 1;
         let rank = Rank {
             number,
             proposer: host.random.id(),
         };
         // Seals stop service: who is really gone, and whether it can succeed at all, is asked before anything is promised.
         let old = &known.decided.layout;
-        let survey = match survey.take() {
+        let survey = match &survey {
             Some(survey) => survey,
-            None => Survey::of(log, old, None).await,
+            None => survey.insert(Survey::of(log, old, None).await),
         };
         survey.permits(old, change)?;
         if let Some(servers) = &change.layout_servers {
             servers::teach_history(log, servers, &known.decided).await?;
         }
         let began = host.clock.now();
-        match propose(log, &known.decided, rank, change, &survey, why).await {
+        match propose(log, &known.decided, rank, change, survey, why).await {
             Ok((decided, sealed)) => {
                 let voted = host.clock.now();
                 finish(log, &decided).await?;
@@ -605,6 +609,18 @@ async fn seal_sequencer(
 
 /// Puts a decided layout to work: every unit hears where its open segment starts, the sequencer its stream tails.
 pub(crate) async fn finish(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
+    match put_to_work(log, decided).await {
+        // Somebody has sealed a later term, and goes on from there.
+        Err(ChangeError::Server(failure))
+            if matches!(failure.refusal(), Some(Refusal::StaleTerm { .. })) =>
+        {
+            Ok(())
+        }
+        finished => finished,
+    }
+}
+
+async fn put_to_work(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
     let layout = &decided.layout;
     let announce = UnitRequest::Announce {
         start: layout.open_segment().start,

@@ -165,6 +165,10 @@ async fn find(log: &Log, layout: &Layout, server: &Server, kind: Kind, is_suspec
         match select(said, asked).await {
             Either::Left((said, asked)) => (answers(said), asked.await),
             Either::Right((Verdict::Confirmed, _)) => return Found::Gone,
+            // Another layout is known: whatever this one would show is of no use.
+            Either::Right((Verdict::Undecided, _)) if log.is_newer_than(layout.term) => {
+                return Found::Unsure;
+            }
             Either::Right((verdict, said)) => (answers(said.await), verdict),
         }
     } else {
