@@ -23,6 +23,7 @@ use milonga_wire::{
 };
 
 use crate::calls::{Calls, Failure, unexpected};
+use crate::lost::declared;
 
 /// Bytes of piece heads in one push, about: far below what a frame's head may take.
 const PUSH_HEADS_MAX: usize = 1 << 20;
@@ -331,7 +332,8 @@ impl<'a> OneChain<'a> {
     /// Puts back, down the whole chain, what any of its units holds of `spans`, and junk where none does.
     ///
     /// Every unit must answer. `spans` must lie below the open segment, whose layout is decided. Where a unit held
-    /// something that it cannot read any more and no other holds it, the entry is lost, and nothing takes its place.
+    /// something that it cannot read any more and no other holds it, the entry is lost, and nothing takes its place until
+    /// an admin declares it lost (P7).
     pub(crate) async fn restore(
         &self,
         spans: &[Span],
@@ -376,7 +378,7 @@ impl<'a> OneChain<'a> {
         }
         let mut lost: Vec<Span> = vec![];
         for position in missing.into_iter().flat_map(Span::positions) {
-            if damaged.contains(&position) {
+            if damaged.contains(&position) && declared(self.layout, position).is_none() {
                 match lost.last_mut() {
                     Some(last) if last.end == position => last.end = position.next(),
                     Some(_) | None => lost.push(Span::one(position)),

@@ -1,7 +1,9 @@
 //! The newest decided layout this client knows, and how it learns of newer ones.
 //!
-//! C6: it never goes back. A layout is believed if a majority of the layout servers stand behind it: read from a
-//! majority of them, or carrying the acceptances that follow the layout known here.
+//! C6: it never goes back. A layout is believed if a majority of its own layout servers stand behind it, or if it carries
+//! the acceptances that follow the layout known here. Whoever was configured is asked first, and answers with a decided
+//! layout that may name others: then those are asked, until a layout's own servers know nothing newer. So a client finds
+//! its way from any layout server that was ever one, and believes none of them alone.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,6 +11,9 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use milonga_wire::{Address, Decided, Layout, LayoutReply, LayoutRequest, Standing, Term};
 
 use crate::calls::Calls;
+
+/// How often a read goes on from one set of layout servers to the next: they change by hand.
+const HOPS: u32 = 16;
 
 /// What a majority of the layout servers said.
 #[derive(Clone, Debug)]
@@ -37,6 +42,9 @@ pub enum LayoutsError {
     /// None of them knows a layout.
     #[error("the cluster is not initialised; run `milonga cluster init`")]
     Blank,
+    /// Each layout named other layout servers than the one before.
+    #[error("the layout servers changed {HOPS} times while they were read; try again")]
+    Restless,
 }
 
 /// The newest layout, shared by everything a client does.
@@ -94,35 +102,48 @@ impl Layouts {
             } => decided.layout.cluster == cluster && decided.layout.validate().is_ok(),
             _ => false,
         };
-        let answers = self
-            .ask(Term::GENESIS, LayoutRequest::Newest, counts)
-            .await?;
-        let standings: Vec<(Decided, Standing)> = answers
-            .into_iter()
-            .filter_map(|reply| match reply {
-                LayoutReply::Newest {
-                    decided: Some(decided),
-                    standing,
-                } => Some((*decided, standing)),
-                _ => None,
-            })
-            .collect();
-        let newest = standings
-            .iter()
-            .map(|(decided, _)| decided)
-            .max_by_key(|decided| decided.layout.term);
-        let newest = newest.cloned().ok_or(LayoutsError::Blank)?;
-        let of_newest = |decided: &Decided| decided.layout.term == newest.layout.term;
-        let standings = standings
-            .into_iter()
-            .filter(|(decided, _)| of_newest(decided))
-            .map(|(_, standing)| standing)
-            .collect();
-        self.adopt(newest.clone());
-        Ok(Known {
-            decided: newest,
-            standings,
-        })
+        let mut asked = self.addresses();
+        for _ in 0..HOPS {
+            let (answers, failed) = self
+                .ask(&asked, Term::GENESIS, LayoutRequest::Newest, counts)
+                .await;
+            let answers: Vec<(Decided, Standing)> = answers
+                .into_iter()
+                .filter_map(|reply| match reply {
+                    LayoutReply::Newest {
+                        decided: Some(decided),
+                        standing,
+                    } => Some((*decided, standing)),
+                    _ => None,
+                })
+                .collect();
+            let known = self.known().map(|known| (*known).clone());
+            let told = answers.iter().map(|(decided, _)| decided).cloned();
+            let newest = told.chain(known).max_by_key(|decided| decided.layout.term);
+            let Some(newest) = newest else {
+                return Err(failed.unwrap_or(LayoutsError::Blank));
+            };
+            let own = servers_of(&newest.layout);
+            if !same(&own, &asked) {
+                asked = own;
+                continue;
+            }
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            let of_newest = |decided: &Decided| decided.layout.term == newest.layout.term;
+            let standings = answers
+                .into_iter()
+                .filter(|(decided, _)| of_newest(decided))
+                .map(|(_, standing)| standing)
+                .collect();
+            self.adopt(newest.clone());
+            return Ok(Known {
+                decided: newest,
+                standings,
+            });
+        }
+        Err(LayoutsError::Restless)
     }
 
     /// The decided layout of `term`, if any of a majority still knows it.
@@ -136,7 +157,11 @@ impl Layouts {
             return Ok(Some((*known).clone()));
         }
         let counts = |reply: &LayoutReply| matches!(reply, LayoutReply::At { .. });
-        let answers = self.ask(term, LayoutRequest::At, counts).await?;
+        let asked = self.addresses();
+        let (answers, failed) = self.ask(&asked, term, LayoutRequest::At, counts).await;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         Ok(answers.into_iter().find_map(|reply| match reply {
             LayoutReply::At { decided } => decided.map(|decided| *decided),
             _ => None,
@@ -154,30 +179,29 @@ impl Layouts {
         }
     }
 
-    /// The answers of a majority: of the newest known layout's servers, or of the configured ones.
+    /// The layout servers of the newest known layout, or the configured ones.
+    fn addresses(&self) -> Vec<Address> {
+        match self.known() {
+            Some(decided) => servers_of(&decided.layout),
+            None => self.configured.clone(),
+        }
+    }
+
+    /// The answers of a majority of `addresses`, or what answers there were, and why they are too few.
     async fn ask(
         &self,
+        addresses: &[Address],
         term: Term,
         request: LayoutRequest,
         counts: impl Fn(&LayoutReply) -> bool,
-    ) -> Result<Vec<LayoutReply>, LayoutsError> {
-        let known = self.known();
-        let addresses: Vec<Address> = match &known {
-            Some(decided) => decided
-                .layout
-                .layout_servers
-                .iter()
-                .map(|server| server.address.clone())
-                .collect(),
-            None => self.configured.clone(),
-        };
-        let needed = addresses.len() / 2 + 1;
+    ) -> (Vec<LayoutReply>, Option<LayoutsError>) {
         let asked = addresses.len();
+        let needed = asked / 2 + 1;
         let mut running: FuturesUnordered<_> = addresses
-            .into_iter()
+            .iter()
             .map(|address| {
                 let (calls, request) = (self.calls.clone(), request.clone());
-                async move { (calls.layout_at(&address, term, request).await, address) }
+                async move { (calls.layout_at(address, term, request).await, address) }
             })
             .collect();
         let (mut answers, mut why, mut blank) = (vec![], vec![], 0);
@@ -191,19 +215,31 @@ impl Layouts {
                 Err(failure) => why.push(failure.to_string()),
             }
             if answers.len() >= needed {
-                return Ok(answers);
+                return (answers, None);
             }
         }
         if blank >= needed && answers.is_empty() {
-            return Err(LayoutsError::Blank);
+            return (answers, Some(LayoutsError::Blank));
         }
-        Err(LayoutsError::NoMajority {
-            answered: answers.len(),
+        let answered = answers.len();
+        let error = LayoutsError::NoMajority {
+            answered,
             asked,
             needed,
             why,
-        })
+        };
+        (answers, Some(error))
     }
+}
+
+fn servers_of(layout: &Layout) -> Vec<Address> {
+    let servers = layout.layout_servers.iter();
+    servers.map(|server| server.address.clone()).collect()
+}
+
+/// Whether both name the same servers, in whatever order.
+fn same(one: &[Address], other: &[Address]) -> bool {
+    one.len() == other.len() && one.iter().all(|address| other.contains(address))
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ mod follow;
 mod gather;
 mod layouts;
 mod log;
+mod lost;
 mod marks;
 pub mod object;
 mod options;

@@ -20,9 +20,6 @@ use crate::options::Options;
 use crate::reconfigure;
 use crate::trouble::{Next, Patience, Trouble, Unavailable};
 
-/// Before a client brings the cluster to full strength, and between its tries: doubling, from the first to the last.
-const ATTEND: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(64));
-
 /// The end of the log, and where some streams end.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct End {
@@ -447,42 +444,21 @@ impl Log {
     }
 
     /// Brings the cluster back to full strength in the background, if it lacks something that can be had: spares take the
-    /// places of units that left, and get what was closed before. For control clients; once at a time.
+    /// places of units that left and get what was closed before, and units that left and answer again come back. For control
+    /// clients; once at a time.
     pub fn attend(&self) {
         let known = self.shared.layouts.known();
         if !self.may(Role::Control)
-            || !known.is_some_and(|known| reconfigure::is_short(&known.layout))
+            || !known.is_some_and(|known| reconfigure::needs_attention(&known.layout))
             || self.shared.attending.swap(true, Ordering::Relaxed)
         {
             return;
         }
         let log = self.clone();
         self.shared.host.tasks.spawn(async move {
-            log.attend_until_whole().await;
+            reconfigure::attend(&log).await;
             log.shared.attending.store(false, Ordering::Relaxed);
         });
-    }
-
-    async fn attend_until_whole(&self) {
-        let Host { clock, random, .. } = self.host();
-        let mut pause = ATTEND.0;
-        while pause <= ATTEND.1 {
-            clock.sleep(random.jittered(pause)).await;
-            match reconfigure::heal_unattended(self, "the cluster was not at full strength").await {
-                Ok(healed) => {
-                    let known = self.shared.layouts.known();
-                    if !known.is_some_and(|known| reconfigure::is_short(&known.layout)) {
-                        return;
-                    }
-                    if healed.is_some() {
-                        pause = ATTEND.0;
-                        continue;
-                    }
-                }
-                Err(error) => tracing::info!(%error, "not at full strength yet"),
-            }
-            pause *= 2;
-        }
     }
 
     /// Puts back what any unit holds of `span`, or asks others to: damage in the open segment needs a later term first.

@@ -13,6 +13,7 @@ use milonga_wire::{Chain, ConfirmedEnd, Layout, Payload, Position, Span};
 use crate::chain::Found;
 use crate::entry::{Entry, Kind};
 use crate::log::Log;
+use crate::lost::declared;
 use crate::settle::{ChainKey, by_chain};
 use crate::trouble::{Trouble, Unavailable};
 
@@ -106,6 +107,20 @@ impl Log {
                         .pause(|| format!("positions from {} are being settled", span.start))
                         .await?;
                 }
+                Err(Trouble::Unknown {
+                    unit,
+                    span: unknown,
+                }) if declared(layout, span.start).is_some() => {
+                    let asked = unknown.intersect(window_of(span));
+                    if let Some(entries) = self.read_lost(layout, asked).await {
+                        return Ok(Round::Entries(entries));
+                    }
+                    let unknown = Trouble::Unknown {
+                        unit,
+                        span: unknown,
+                    };
+                    self.after(patience, layout.term, unknown).await?;
+                }
                 // H32: nobody is left hanging where data may be lost. Only the first position may be answered so: what
                 // lies before a gap is never skipped.
                 Err(Trouble::Unknown { span: unknown, .. })
@@ -140,7 +155,7 @@ impl Log {
         span: Span,
         seen: &mut Vec<Span>,
     ) -> Result<Option<Round>, Trouble> {
-        let window = Span::new(span.start, span.start.plus(span.len().min(ROUND_POSITIONS)));
+        let window = window_of(span);
         let is_found =
             |found: &BTreeMap<Position, Found>| found.get(&span.start).is_some_and(is_final);
         let (mut found, from_tails) = self.gather(layout, window, true).await?;
@@ -297,6 +312,11 @@ impl Log {
             self.shared.marks.pushed(key);
         })
     }
+}
+
+/// What one round looks at.
+fn window_of(span: Span) -> Span {
+    Span::new(span.start, span.start.plus(span.len().min(ROUND_POSITIONS)))
 }
 
 /// What two rising lists of spans have in common.

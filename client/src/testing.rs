@@ -1,10 +1,11 @@
-//! A cluster in memory, for tests: one layout server, sequencers, and chains of log units that keep to the wire's rules.
+//! A cluster in memory, for tests: layout servers, sequencers, and chains of log units that keep to the wire's rules.
 //!
 //! Plain maps behind a [`Network`]: no disk, no batches, no pages. Requests are served one at a time; a [`Rule`] may lose,
 //! hold or refuse any of them, and [`Cluster::seen`] counts what arrived. A request that was sent is served even if its
 //! caller gave up, as on a real network.
 
 mod layout;
+mod replies;
 mod sequencer;
 mod unit;
 
@@ -16,15 +17,17 @@ use milonga_host::net::Request as NetRequest;
 use milonga_host::net::Response;
 use milonga_host::{BoxFuture, CallError, Clock, Host, Network, Peer, Random, Tasks};
 use milonga_wire::{
-    Address, Caller, Chain, ClusterId, Decided, Description, Identity, Incarnation, Kind, Layout,
-    LayoutReply, LayoutRequest, Origin, Payload, Position, Refusal, Reply, Report, Request,
-    RequestHead, Role, Segment, SequencerReply, SequencerRequest, Server, ServerName, Settings,
-    StreamId, Target, Term, Token, UnitRequest, WriteKind, admit,
+    Address, Caller, Chain, ClusterId, Decided, Identity, Incarnation, Kind, Layout, LayoutReply,
+    LayoutRequest, Origin, Payload, Position, Refusal, Reply, Report, Request, RequestHead, Role,
+    Segment, SequencerReply, SequencerRequest, Server, ServerName, Settings, StreamId, Target,
+    Term, Token, UnitRequest, WriteKind, admit,
 };
 use tokio::sync::{Semaphore, oneshot};
 
+use self::layout::{LayoutServer, LayoutServers};
+use self::replies::{described, wrong_kind};
 pub(crate) use self::unit::Slot;
-use self::{layout::LayoutServer, sequencer::Sequencer, unit::Unit};
+use self::{sequencer::Sequencer, unit::Unit};
 use crate::log::Log;
 use crate::options::Options;
 use crate::reconfigure;
@@ -92,7 +95,7 @@ pub(crate) struct Seen {
 }
 
 struct State {
-    layout: LayoutServer,
+    layout: LayoutServers,
     sequencers: BTreeMap<ServerName, Sequencer>,
     units: BTreeMap<ServerName, Unit>,
     rules: Vec<Rule>,
@@ -123,10 +126,21 @@ fn server(name: &str, number: u8) -> Server {
     }
 }
 
+/// Layout server `l-0`, which is 1, or one of those after it, which are 4 and up: sequencers are 2 and 3.
+fn layout_server(index: u8) -> Server {
+    let number = if index == 0 { 1 } else { 3 + index };
+    server(&format!("l-{index}"), number)
+}
+
 impl Cluster {
     /// `chains` chains of `replicas` units (`u-00` is the head of the first, `u-01` behind it), in stripes of `width`;
     /// layout server `l-0`, sequencer `q-0`, standby `q-1`.
     pub(crate) fn new(chains: u8, replicas: u8, width: u32) -> Self {
+        Self::with_layout_servers(chains, replicas, width, 1)
+    }
+
+    /// The same with layout servers `l-0` to `l-4` at most.
+    pub(crate) fn with_layout_servers(chains: u8, replicas: u8, width: u32, count: u8) -> Self {
         let units: Vec<Vec<Server>> = (0..chains)
             .map(|chain| {
                 (0..replicas)
@@ -146,13 +160,14 @@ impl Cluster {
         let layout = Layout {
             cluster: CLUSTER,
             term: Term::GENESIS,
-            layout_servers: vec![server("l-0", 1)],
+            layout_servers: (0..count).map(layout_server).collect(),
             sequencer: server("q-0", 2),
             standbys: vec![server("q-1", 3)],
             units: units.concat(),
             segments: vec![segment],
             spares: vec![],
             lost: vec![],
+            left: vec![],
             settings: Settings {
                 replicas: u16::from(replicas),
                 trust_restarted: true,
@@ -169,7 +184,7 @@ impl Cluster {
             Sequencer::blank(layout.standbys[0].clone()),
         ];
         let state = State {
-            layout: LayoutServer::new(layout.layout_servers[0].clone(), decided),
+            layout: LayoutServers::new(&decided),
             sequencers: sequencers
                 .into_iter()
                 .map(|one| (one.server.name.clone(), one))
@@ -202,6 +217,12 @@ impl Cluster {
 
     /// A client with a certificate of `role`, told to wait as `options` says.
     pub(crate) fn client_with(&self, role: Role, options: Options) -> Log {
+        let first = layout_server(0).address;
+        self.client_from(role, options, vec![first])
+    }
+
+    /// The same, configured with the addresses of these layout servers.
+    pub(crate) fn client_from(&self, role: Role, options: Options, from: Vec<Address>) -> Log {
         let number = self.number();
         let caller = Caller {
             cluster: CLUSTER,
@@ -218,7 +239,7 @@ impl Cluster {
             random: Random::seeded(number),
             tasks: Tasks::new(),
         };
-        Log::new(host, caller, vec![server("l-0", 1).address], options)
+        Log::new(host, caller, from, options)
     }
 
     fn number(&self) -> u64 {
@@ -301,6 +322,44 @@ impl Cluster {
         server
     }
 
+    /// A blank layout server comes up, which no layout names yet.
+    pub(crate) fn add_layout_server(&self, name: &str) -> Server {
+        let server = server(name, self.number() as u8);
+        let one = LayoutServer::blank(server.clone());
+        let mut state = self.state();
+        state.layout.servers.insert(server.name.clone(), one);
+        server
+    }
+
+    /// The directory of a layout server is wiped: it is another server, at the same address.
+    pub(crate) fn wipe_layout_server(&self, name: &str) {
+        let identity = Identity([self.number() as u8; 16]);
+        let name: ServerName = name.parse().unwrap();
+        let mut state = self.state();
+        let one = state.layout.servers.get_mut(&name).unwrap();
+        let server = Server {
+            identity,
+            ..one.server.clone()
+        };
+        *one = LayoutServer::blank(server);
+    }
+
+    /// The newest term that the layout server of that name knows.
+    pub(crate) fn knows(&self, name: &str) -> Option<Term> {
+        let name: ServerName = name.parse().unwrap();
+        let state = self.state();
+        let newest = state.layout.servers[&name].newest();
+        newest.map(|newest| newest.layout.term)
+    }
+
+    /// A sequencer comes up that no layout names yet.
+    pub(crate) fn add_sequencer(&self, name: &str) -> Server {
+        let server = server(name, self.number() as u8);
+        let one = Sequencer::blank(server.clone());
+        self.state().sequencers.insert(server.name.clone(), one);
+        server
+    }
+
     /// The unit of that name is a new process: it holds what it held, and cannot tell about the rest.
     pub(crate) fn restart_unit(&self, name: &str) {
         let incarnation = Incarnation(self.number());
@@ -309,7 +368,9 @@ impl Cluster {
 
     /// What clients reported to the layout server.
     pub(crate) fn reports(&self) -> Vec<Report> {
-        self.state().layout.reports.clone()
+        let state = self.state();
+        let servers = state.layout.servers.values();
+        servers.flat_map(|one| one.reports.clone()).collect()
     }
 
     /// The newest decided layout.
@@ -364,7 +425,8 @@ impl State {
     fn name(&self, address: &Address) -> Option<ServerName> {
         let sequencers = self.sequencers.values().map(|one| &one.server);
         let units = self.units.values().map(|one| &one.server);
-        std::iter::once(&self.layout.server)
+        let layout = self.layout.servers.values().map(|one| &one.server);
+        layout
             .chain(sequencers)
             .chain(units)
             .find(|server| server.address == *address)
@@ -386,8 +448,14 @@ impl State {
         fault
     }
 
-    /// The layout server's opinion: what becomes of a probe that it sends now, by the same rules and cuts as any request.
-    fn opinion(&mut self, of: &Server, kind: Kind, term: Term) -> Result<LayoutReply, Refusal> {
+    /// A layout server's opinion: what becomes of a probe that it sends now, by the same rules and cuts as any request.
+    fn opinion(
+        &mut self,
+        by: ServerName,
+        of: &Server,
+        kind: Kind,
+        term: Term,
+    ) -> Result<LayoutReply, Refusal> {
         let request = match kind {
             Kind::LogUnit => Request::Unit(UnitRequest::Probe),
             Kind::Sequencer => Request::Sequencer(SequencerRequest::Probe),
@@ -399,7 +467,7 @@ impl State {
         let caller = Caller {
             cluster: CLUSTER,
             role: Role::Layout,
-            name: self.layout.server.name.clone(),
+            name: by,
         };
         let head = RequestHead {
             id: 0,
@@ -441,7 +509,10 @@ impl State {
             )?;
             let (server, term) = (unit.server.clone(), unit.term);
             return match head.request {
-                Request::Describe => Ok(described(&server, Kind::LogUnit, term)),
+                Request::Describe => {
+                    let (is_blank, spoken) = (unit.is_blank(), [unit.end(), unit.trimmed()]);
+                    Ok(described(&server, Kind::LogUnit, term, is_blank, spoken))
+                }
                 Request::Unit(request) => {
                     let (reply, payload) = unit.serve(head.term, request, payload)?;
                     Ok((Reply::Unit(reply), payload))
@@ -459,7 +530,11 @@ impl State {
             )?;
             let (server, term) = (sequencer.server.clone(), sequencer.term);
             return match head.request {
-                Request::Describe => Ok(described(&server, Kind::Sequencer, term)),
+                Request::Describe => {
+                    let spoken = [sequencer.counter().unwrap_or_default(), Position::FIRST];
+                    let is_blank = sequencer.counter().is_none();
+                    Ok(described(&server, Kind::Sequencer, term, is_blank, spoken))
+                }
                 Request::Sequencer(request) => {
                     let reply = sequencer.serve(head.term, request, &self.layout)?;
                     Ok((Reply::Sequencer(reply), Payload::new()))
@@ -467,16 +542,26 @@ impl State {
                 Request::Unit(_) | Request::Layout(_) => Err(wrong_kind()),
             };
         }
-        let layout = &mut self.layout;
+        let Some(layout) = self.layout.servers.get_mut(&name) else {
+            unreachable!("{name} is a layout server")
+        };
         admit(caller, &head, CLUSTER, layout.server.identity, None)?;
         if let Request::Layout(LayoutRequest::Opinion { of, kind }) = &head.request {
-            let opinion = self.opinion(of, *kind, head.term)?;
+            let opinion = self.opinion(name, of, *kind, head.term)?;
             return Ok((Reply::Layout(opinion), Payload::new()));
         }
         match head.request {
             Request::Describe => {
-                let term = layout.newest().layout.term;
-                Ok(described(&layout.server, Kind::Layout, term))
+                let newest = layout.newest().map(|newest| newest.layout.term);
+                let (server, term) = (layout.server.clone(), newest.unwrap_or_default());
+                let (kind, is_blank) = (Kind::Layout, newest.is_none());
+                Ok(described(
+                    &server,
+                    kind,
+                    term,
+                    is_blank,
+                    [Position::FIRST; 2],
+                ))
             }
             Request::Layout(request) => {
                 let reply = layout.serve(head.term, request)?;
@@ -485,31 +570,6 @@ impl State {
             Request::Unit(_) | Request::Sequencer(_) => Err(wrong_kind()),
         }
     }
-}
-
-fn wrong_kind() -> Refusal {
-    Refusal::WrongKind {
-        needs: "server of that kind".to_owned(),
-    }
-}
-
-fn described(server: &Server, kind: Kind, term: Term) -> (Reply, Payload) {
-    let description = Description {
-        kind,
-        name: server.name.clone(),
-        identity: server.identity,
-        incarnation: server.incarnation,
-        term,
-        blank: false,
-        end: Position::FIRST,
-        trimmed: Position::FIRST,
-        bytes: 0,
-        reads: 0,
-        state: "serving".to_owned(),
-        version: "test".to_owned(),
-        damaged: 0,
-    };
-    (Reply::Described(description.into()), Payload::new())
 }
 
 /// One client's way to the cluster.
@@ -555,6 +615,12 @@ async fn deliver(
         peer: peer.to_string(),
         why: "a test lost it".to_owned(),
     };
+    if cluster.state().name(&peer.address).is_none() {
+        return Err(CallError::NotSent {
+            peer: peer.to_string(),
+            why: "nobody listens there".to_owned(),
+        });
+    }
     let fault = cluster
         .state()
         .arrive(&caller.name, &peer.address, &request.head.request);

@@ -41,6 +41,7 @@ pub(crate) fn layout(term: u64, change: &str) -> Layout {
         }],
         spares: vec![],
         lost: vec![],
+        left: vec![],
         settings: Settings {
             replicas: 1,
             trust_restarted: true,

@@ -5,7 +5,7 @@
 //! readers reported, it settles. Several caretakers may do so at once: each step is idempotent, and their looks are
 //! jittered so that one of them is usually first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ pub(crate) struct Caretaker {
     log: Log,
     reports: Arc<Reports>,
     failed: Option<Failed>,
+    /// How many positions of a unit are damaged for good: every peer lost them too.
+    lost: BTreeMap<ServerName, u64>,
     /// Keeps its end of the network.
     _node: Node,
 }
@@ -77,6 +79,7 @@ impl Caretaker {
             log,
             reports,
             failed: None,
+            lost: BTreeMap::new(),
             _node: node,
         })
     }
@@ -113,8 +116,26 @@ impl Caretaker {
         if !sight.needs_mending() {
             self.failed = None;
             self.log.attend();
+            self.repair(sight.damaged()).await;
         } else if !self.failed.as_ref().is_some_and(waits) {
             self.look_twice().await;
+        }
+    }
+
+    /// Puts back from its peers what a unit cannot read any more, as its scrub or a reader found out.
+    async fn repair(&mut self, damaged: Vec<(ServerName, u64)>) {
+        for (name, count) in damaged {
+            if self.lost.get(&name) == Some(&count) {
+                continue;
+            }
+            match reconfigure::repair(&self.log, &name).await {
+                Ok(repaired) => {
+                    let lost: u64 = repaired.lost.iter().map(|span| span.len()).sum();
+                    tracing::info!(%name, restored = repaired.restored, lost, "repaired");
+                    self.lost.insert(name, lost);
+                }
+                Err(error) => tracing::info!(%error, %name, "could not be repaired"),
+            }
         }
     }
 

@@ -6,7 +6,9 @@ use std::fmt;
 use std::process::ExitCode;
 
 use milonga_client::object::{AtError, DecideError, PlayError, UpdateError};
-use milonga_client::reconfigure::{ChangeError, InitError, PlanError, RepairError, ResetError};
+use milonga_client::reconfigure::{
+    ChangeError, HandError, InitError, PlanError, RepairError, ResetError,
+};
 use milonga_client::{AppendError, ReadError, ServerFailure, TrimError, Unavailable};
 use milonga_host::CallError;
 use milonga_wire::Refusal;
@@ -265,6 +267,7 @@ impl From<ChangeError> for Failure {
             | ChangeError::Copy(_)
             | ChangeError::Unconfirmed(_)
             | ChangeError::Unproved(_)
+            | ChangeError::NotHeld { .. }
             | ChangeError::NoMajority { .. } => Code::Unavailable,
         };
         let hint = match code {
@@ -272,6 +275,21 @@ impl From<ChangeError> for Failure {
             _ => "",
         };
         Self::new(code, format!("no new term was made: {error}{hint}"))
+    }
+}
+
+impl From<HandError> for Failure {
+    fn from(error: HandError) -> Self {
+        let code = match error {
+            HandError::Unavailable(error) => return error.into(),
+            HandError::Change(error) => return error.into(),
+            HandError::Role { .. } => Code::Failed,
+            HandError::Senseless(_) => Code::Usage,
+            HandError::NotFound { .. } => Code::NotFound,
+            HandError::Precondition(_) => Code::Conflict,
+            HandError::Stranger { .. } | HandError::Overtaken(_) => Code::Unavailable,
+        };
+        Self::new(code, error)
     }
 }
 

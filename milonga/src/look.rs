@@ -121,6 +121,15 @@ impl Sight {
         open.find(failed).map(|unit| unit.listed.name.clone())
     }
 
+    /// The log units that know of damage, and of how many positions.
+    pub(crate) fn damaged(&self) -> Vec<(ServerName, u64)> {
+        let damaged = |unit: &Seen| {
+            let said = unit.said.as_ref().ok().filter(|said| said.damaged > 0)?;
+            Some((unit.listed.name.clone(), said.damaged))
+        };
+        self.units.iter().filter_map(damaged).collect()
+    }
+
     /// What distinguishes this sight from another.
     pub(crate) fn standings(&self) -> Vec<Option<(u64, Term, String)>> {
         let all = self

@@ -37,6 +37,7 @@ fn serving() -> Counter {
         }],
         spares: vec![],
         lost: vec![],
+        left: vec![],
         settings: Settings {
             replicas: 1,
             trust_restarted: true,

@@ -51,6 +51,7 @@ pub(crate) fn decided(term: u64, start: u64) -> Decided {
         segments,
         spares: vec![],
         lost: vec![],
+        left: vec![],
         settings: Settings {
             replicas: 1,
             trust_restarted: true,

@@ -14,7 +14,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
-    SEGMENTS_MAX, SERVERS_MAX, STRIPE_WIDTH_MAX, STRIPE_WIDTH_MIN, TEXT_BYTES_MAX, WINDOW_POSITIONS,
+    LEFT_MAX, SEGMENTS_MAX, SERVERS_MAX, STRIPE_WIDTH_MAX, STRIPE_WIDTH_MIN, TEXT_BYTES_MAX,
+    WINDOW_POSITIONS,
 };
 use crate::{Address, ClusterId, Identity, Incarnation, Position, ServerName, Span, Stripes, Term};
 
@@ -144,6 +145,8 @@ pub struct Layout {
     pub spares: Vec<Server>,
     /// Spans an admin declared lost.
     pub lost: Vec<Span>,
+    /// Units that were left out because they did not answer, and may come back, empty. Nobody asks them anything else.
+    pub left: Vec<Server>,
     /// The cluster's settings.
     pub settings: Settings,
     /// Who made it and why.
@@ -248,6 +251,9 @@ impl Layout {
             return Err(wrong(
                 "more servers or segments than the limits allow".to_owned(),
             ));
+        }
+        if self.left.len() > LEFT_MAX {
+            return Err(wrong(format!("more than {LEFT_MAX} units have left")));
         }
         let mut names = BTreeSet::new();
         let mut identities = BTreeSet::new();
@@ -467,6 +473,7 @@ pub(crate) mod tests {
             }],
             spares: vec![],
             lost: vec![],
+            left: vec![],
             settings: Settings {
                 replicas: 2,
                 trust_restarted: true,

@@ -33,6 +33,8 @@ pub const WINDOW_POSITIONS: u64 = 1 << 24;
 pub const FILL_POSITIONS_MAX: u64 = 65_536;
 /// Servers that one layout may name.
 pub const SERVERS_MAX: usize = 4_096;
+/// Units that a layout remembers to have left.
+pub const LEFT_MAX: usize = 64;
 /// Segments that one layout may have.
 pub const SEGMENTS_MAX: usize = 4_096;
 /// The smallest stripe width: narrower stripes would scatter runs and cost the units' indexes more memory.

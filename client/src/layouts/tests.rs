@@ -78,6 +78,7 @@ fn of_term(term: u64) -> Decided {
         }],
         spares: vec![],
         lost: vec![],
+        left: vec![],
         settings: Settings {
             replicas: 1,
             trust_restarted: true,

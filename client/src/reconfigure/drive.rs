@@ -22,7 +22,9 @@ use crate::layouts::LayoutsError;
 use crate::log::Log;
 use crate::reconfigure::phases::Phases;
 use crate::reconfigure::plan::{Change, PlanError, Seals, next};
+use crate::reconfigure::servers;
 use crate::reconfigure::survey::Survey;
+use crate::reconfigure::words;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -72,6 +74,16 @@ pub enum ChangeError {
     /// Other proposers were faster each time.
     #[error("other proposers came first {TRIES} times")]
     Outranked,
+    /// Too few of the layout's layout servers hold it and all before it: it is decided, and not yet in effect there.
+    #[error("{got} layout servers hold the history of layouts, {needed} are needed: {}", why.join("; "))]
+    NotHeld {
+        /// How many.
+        got: usize,
+        /// How many are needed.
+        needed: usize,
+        /// What the others said.
+        why: Vec<String>,
+    },
     /// Too few layout servers promised or accepted.
     #[error("{got} of {needed} layout servers agreed: {}", why.join("; "))]
     NoMajority {
@@ -132,7 +144,6 @@ pub async fn mend(
         return Ok(newer);
     }
     if survey.is_well() {
-        teach_all(log, &known).await;
         finish(log, &known).await?;
         return Ok(Arc::new(known));
     }
@@ -230,6 +241,9 @@ async fn make_after(
             None => Survey::of(log, old, None).await,
         };
         survey.permits(old, change)?;
+        if let Some(servers) = &change.layout_servers {
+            servers::teach_history(log, servers, &known.decided).await?;
+        }
         let began = host.clock.now();
         match propose(log, &known.decided, rank, change, &survey, why).await {
             Ok((decided, sealed)) => {
@@ -334,12 +348,9 @@ async fn compute(
     why: &str,
 ) -> Result<Layout, Step> {
     let is_absent = |server: &&Server| survey.absent.contains(&server.identity);
-    let new = change.join.iter().map(|(_, unit)| unit);
-    let new = new
-        .chain(change.replace.values())
-        .chain(change.chains.iter().flatten())
-        .chain(&change.spares);
-    let all = old.units.iter().chain(&old.spares).chain(new);
+    let listed = old.units.iter().chain(&old.spares);
+    let is_new = |unit: &&Server| listed.clone().all(|known| known.identity != unit.identity);
+    let all = listed.clone().chain(change.arrivals().filter(is_new));
     let asked = all.filter(|unit| !is_absent(unit));
     let seals = join_all(asked.map(|unit| async move { (unit, seal_unit(log, unit, term).await) }));
     let mut units = BTreeMap::new();
@@ -355,7 +366,7 @@ async fn compute(
             return Err(Step::Again);
         }
         tracing::info!(%failure, %term, "a unit could not be sealed");
-        let must = old.unit(unit.identity).is_some() && !change.leave.contains(&unit.identity);
+        let must = old.unit(unit.identity).is_some() && !change.leaves(&unit.identity);
         if must && !is_closed_only(old, unit) {
             // It was there a moment ago, and nobody has confirmed that it is gone: whoever tries next asks again.
             return Err(PlanError::Missing(vec![unit.name.to_string()]).into());
@@ -396,47 +407,13 @@ async fn compute(
     layout.origin = Origin {
         by: log.caller().name.to_string(),
         why: cut(why.to_owned()),
-        change: changed(old, &layout),
+        change: words::changed(old, &layout),
         at_ms: log.host().clock.wall_ms(),
     };
     Ok(layout)
 }
 
-/// What is different, in a few words.
-fn changed(old: &Layout, new: &Layout) -> String {
-    let names = |of: &Layout, not: &Layout| -> Vec<String> {
-        let units = of.units.iter();
-        let gone = units.filter(|unit| not.unit(unit.identity).is_none());
-        gone.map(|unit| unit.name.to_string()).collect()
-    };
-    let open = |layout: &Layout| -> BTreeSet<Identity> {
-        let chains = layout.open_segment().chains.iter();
-        chains
-            .flat_map(|chain| chain.units.iter().copied())
-            .collect()
-    };
-    let mut words = vec![];
-    for (units, verb) in [(names(new, old), "added"), (names(old, new), "removed")] {
-        if !units.is_empty() {
-            words.push(format!("{} {verb}", units.join(", ")));
-        }
-    }
-    let (before, after) = (open(old), open(new));
-    let left: Vec<String> = before
-        .difference(&after)
-        .filter_map(|unit| new.unit(*unit).map(|unit| unit.name.to_string()))
-        .collect();
-    if !left.is_empty() {
-        words.push(format!("{} kept for what is closed only", left.join(", ")));
-    }
-    if words.is_empty() {
-        words.push("same servers".to_owned());
-    }
-    words.push(format!("{} issues positions", new.sequencer.name));
-    cut(words.join("; "))
-}
-
-fn cut(mut text: String) -> String {
+pub(super) fn cut(mut text: String) -> String {
     while text.len() > TEXT_BYTES_MAX {
         text.pop();
     }
@@ -455,7 +432,7 @@ async fn whole(
     for segment in old.segments.iter().filter(|segment| segment.end.is_some()) {
         for (number, chain) in segment.chains.iter().enumerate() {
             let key = (segment.start, number);
-            let stays = |unit: &Identity| sealed.contains_key(unit) && !change.leave.contains(unit);
+            let stays = |unit: &Identity| sealed.contains_key(unit) && !change.leaves(unit);
             let listed = change.list.iter().filter(|(at, of, _)| (*at, *of) == key);
             let listed = listed.map(|(_, _, unit)| *unit);
             let loses = !chain.units.iter().all(stays);
@@ -545,7 +522,7 @@ async fn ask_all(
 }
 
 /// Sends a layout server the decided layouts it lacks, up to `upto`.
-async fn teach(log: &Log, server: &Server, newest: Option<Term>, upto: &Decided) {
+pub(super) async fn teach(log: &Log, server: &Server, newest: Option<Term>, upto: &Decided) {
     let mut term = newest.map_or(Term::GENESIS, Term::next);
     while term < upto.layout.term {
         let Ok(Some(decided)) = log.shared.layouts.decided_at(term).await else {
@@ -646,7 +623,10 @@ pub(crate) async fn finish(log: &Log, decided: &Decided) -> Result<(), ChangeErr
             }
         }
     });
-    for (unit, result) in layout.units.iter().zip(join_all(announced).await) {
+    // A term that a majority of its layout servers does not know cannot be confirmed, nor followed.
+    let (announced, held) = tokio::join!(biased; join_all(announced), servers::hold(log, decided));
+    held?;
+    for (unit, result) in layout.units.iter().zip(announced) {
         // Who holds nothing but closed ranges may be silent: it is listed for what only it may hold.
         if !is_closed_only(layout, unit) {
             result?;
@@ -658,29 +638,6 @@ pub(crate) async fn finish(log: &Log, decided: &Decided) -> Result<(), ChangeErr
         .tasks
         .spawn(async move { restore_lacking(&restorer, &decided.layout).await });
     Ok(())
-}
-
-/// Sends every layout server that lags behind `decided` what it lacks: else it could not confirm the term (H20).
-async fn teach_all(log: &Log, decided: &Decided) {
-    let layout = &decided.layout;
-    let lessons = layout.layout_servers.iter().map(|server| async move {
-        let answer = log
-            .shared
-            .calls
-            .layout(server, layout.term, LayoutRequest::Newest)
-            .await;
-        let Ok(LayoutReply::Newest {
-            decided: newest, ..
-        }) = answer
-        else {
-            return;
-        };
-        let newest = newest.map(|newest| newest.layout.term);
-        if newest.is_none_or(|newest| newest < layout.term) {
-            teach(log, server, newest, decided).await;
-        }
-    });
-    join_all(lessons).await;
 }
 
 /// Gives the sequencer of `decided` the tails of all streams, read from every unit of the layout.

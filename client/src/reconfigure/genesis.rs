@@ -251,6 +251,7 @@ fn layout(log: &Log, genesis: &Genesis, servers: &BTreeMap<Address, Server>) -> 
         }],
         spares: listed(&genesis.spares),
         lost: vec![],
+        left: vec![],
         settings: Settings {
             replicas: longest as u16,
             trust_restarted: true,

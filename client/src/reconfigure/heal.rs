@@ -50,6 +50,11 @@ pub struct Gap {
 /// The closed ranges that are held by fewer units than there should be, with the units that are to be copied to: those that
 /// serve beside the remaining ones in the open segment.
 pub fn gaps(layout: &Layout) -> Vec<Gap> {
+    gaps_without(layout, &BTreeSet::new())
+}
+
+/// The same as if those of `leaving` held nothing: what must be copied before they leave.
+pub(super) fn gaps_without(layout: &Layout, leaving: &BTreeSet<Identity>) -> Vec<Gap> {
     let replicas = usize::from(layout.settings.replicas);
     let open = &layout.open_segment().chains;
     let mut gaps = vec![];
@@ -63,8 +68,11 @@ pub fn gaps(layout: &Layout) -> Vec<Gap> {
             let shares = |unit: &Identity| chain.units.contains(unit);
             let beside = open.iter().find(|other| other.units.iter().any(shares));
             let beside = beside.unwrap_or(&open[number % open.len()]);
-            let missing = replicas.saturating_sub(chain.units.len());
-            let wanted = beside.units.iter().filter(|unit| !named.contains(unit));
+            let stays = |unit: &&Identity| !leaving.contains(unit);
+            let holding = chain.units.iter().filter(stays).count();
+            let missing = replicas.saturating_sub(holding);
+            let wanted = beside.units.iter().filter(stays);
+            let wanted = wanted.filter(|unit| !named.contains(unit));
             let wanted: Vec<Identity> = wanted.copied().take(missing).collect();
             for unit in wanted.into_iter().filter_map(|unit| layout.unit(unit)) {
                 if chain.unreachable {
@@ -171,7 +179,7 @@ async fn is_unattended(log: &Log, layout: &Layout, gap: &Gap) -> bool {
 }
 
 /// Copies to the unit of `gap` what it lacks.
-async fn copy(log: &Log, layout: &Layout, gap: &Gap) -> Result<(), ChangeError> {
+pub(super) async fn copy(log: &Log, layout: &Layout, gap: &Gap) -> Result<(), ChangeError> {
     let chain = &layout.segment_of(gap.segment).chains[gap.chain];
     let chain = log.chain(layout, chain);
     adopt_trim(log, layout, &chain, &gap.unit).await;

@@ -6,13 +6,22 @@
 //! - P3 A unit leaves a chain only if another that stays, and was sealed, is complete there.
 //! - P4 An open segment in which nothing was written is replaced, not closed; no segment is empty.
 //! - P5 Merging closed segments moves no position: width, and number and order of chains and of units are equal.
-//! - P6 A unit is listed for a closed segment only if it holds all of it.
+//! - P6 A unit is listed for a closed segment only if it holds all of it, or if that part of the log is declared lost.
+//! - P7 What an admin's override gives up stands in [`Layout::lost`]; only there is anything given up, and whoever is left
+//!   out for it comes back as a new unit or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use milonga_wire::limits::LEFT_MAX;
 use milonga_wire::{
     Chain, Identity, Incarnation, Layout, Origin, Position, Sealed, Segment, Server, ServerName,
+    Settings, Span,
 };
+
+/// Spans that a layout may declare lost.
+const LOST_MAX: usize = 1_024;
+/// Runs of one chain that are named one by one; more are named as one span, with what lies between them.
+const RUNS_MAX: usize = 256;
 
 /// What the next layout is to change besides the term. What must change anyway (process starts, a sequencer that does not
 /// answer) changes in every case.
@@ -40,6 +49,34 @@ pub struct Change {
     pub sequencer: Option<ServerName>,
     /// The layout servers.
     pub layout_servers: Option<Vec<Server>>,
+    /// Sequencers that stand by from now on.
+    pub standbys: Vec<Server>,
+    /// Standby sequencers that leave.
+    pub retire: BTreeSet<ServerName>,
+    /// How many units a chain should have.
+    pub replicas: Option<u16>,
+    /// Whether a restarted unit whose store shows every batch synced counts as complete.
+    pub trust_restarted: Option<bool>,
+    /// Of those that leave or are replaced: the units that P3 does not keep. What only they hold is lost (P7).
+    pub force: BTreeSet<Identity>,
+    /// Spans in which nobody waits any longer for who is silent (P7).
+    pub lost: Vec<Span>,
+}
+
+impl Change {
+    /// Whether `unit` is to leave its chains, with or without a successor.
+    pub fn leaves(&self, unit: &Identity) -> bool {
+        self.leave.contains(unit) || self.replace.contains_key(unit)
+    }
+
+    /// The log units that come.
+    pub fn arrivals(&self) -> impl Iterator<Item = &Server> {
+        let joining = self.join.iter().map(|(_, unit)| unit);
+        joining
+            .chain(self.replace.values())
+            .chain(self.chains.iter().flatten())
+            .chain(&self.spares)
+    }
 }
 
 /// What the servers answered when the term was sealed.
@@ -91,7 +128,7 @@ pub fn next(
     let known = known(old, change);
     let start = start(old, seals);
     let open = open_chains(old, change, seals)?;
-    let segments = segments(old, change, seals, start, open)?;
+    let (segments, given_up) = segments(old, change, seals, start, &open)?;
     let named: BTreeSet<Identity> = segments
         .iter()
         .flat_map(|segment| &segment.chains)
@@ -109,13 +146,22 @@ pub fn next(
             && !named.contains(&server.identity)
             && !change.leave.contains(&server.identity)
     });
+    let spares: Vec<Server> = spares.map(present).collect();
     let mut layout = Layout {
         term: old.term.next(),
+        left: left(old, change, &named, &spares),
         units: units.map(present).collect(),
-        spares: spares.map(present).collect(),
-        standbys: standbys(old, sequencer),
+        spares,
+        standbys: standbys(old, change, sequencer),
         sequencer: sequencer.clone(),
         segments,
+        lost: all_lost(old, change, start, given_up)?,
+        settings: Settings {
+            replicas: replicas(old, change),
+            trust_restarted: change
+                .trust_restarted
+                .unwrap_or(old.settings.trust_restarted),
+        },
         origin,
         ..old.clone()
     };
@@ -130,16 +176,38 @@ pub fn next(
 
 /// The log units that the next layout may name: those there are, and those that come.
 fn known(old: &Layout, change: &Change) -> BTreeMap<Identity, Server> {
-    let new = change.join.iter().map(|(_, unit)| unit);
     old.units
         .iter()
         .chain(&old.spares)
-        .chain(change.replace.values())
-        .chain(new)
-        .chain(change.chains.iter().flatten())
-        .chain(&change.spares)
+        .chain(change.arrivals())
         .map(|server| (server.identity, server.clone()))
         .collect()
+}
+
+/// Who left and was not sent away: the last ones, none that is named again.
+fn left(
+    old: &Layout,
+    change: &Change,
+    named: &BTreeSet<Identity>,
+    spares: &[Server],
+) -> Vec<Server> {
+    let sent_away = |unit: &Server| {
+        change.leave.contains(&unit.identity) || change.replace.contains_key(&unit.identity)
+    };
+    let is_back = |unit: &Server| {
+        let mut new = change.spares.iter().chain(spares);
+        named.contains(&unit.identity) || new.any(|new| new.address == unit.address)
+    };
+    let gone = old.units.iter().chain(&old.spares);
+    let gone = gone.filter(|unit| !sent_away(unit));
+    let mut left: Vec<Server> = old.left.iter().chain(gone).cloned().collect();
+    left.retain(|unit| !is_back(unit));
+    left.drain(..left.len().saturating_sub(LEFT_MAX));
+    left
+}
+
+fn replicas(old: &Layout, change: &Change) -> u16 {
+    change.replicas.unwrap_or(old.settings.replicas)
 }
 
 /// P1.
@@ -157,7 +225,7 @@ fn start(old: &Layout, seals: &Seals) -> Position {
 /// The chains of the next open segment (P2).
 fn open_chains(old: &Layout, change: &Change, seals: &Seals) -> Result<Vec<Chain>, PlanError> {
     let is_sealed = |unit: &Identity| seals.units.contains_key(unit);
-    let stays = |unit: &Identity| is_sealed(unit) && !change.leave.contains(unit);
+    let stays = |unit: &Identity| is_sealed(unit) && !change.leaves(unit);
     let new = |unit: &Server| {
         let missing = || PlanError::Missing(vec![unit.name.to_string()]);
         is_sealed(&unit.identity)
@@ -165,6 +233,7 @@ fn open_chains(old: &Layout, change: &Change, seals: &Seals) -> Result<Vec<Chain
             .ok_or_else(missing)
     };
     let mut chains: Vec<Vec<Identity>> = vec![];
+    let mut kept: Vec<&Chain> = vec![];
     for (number, chain) in old.open_segment().chains.iter().enumerate() {
         if change.without.contains(&number) {
             continue;
@@ -181,6 +250,7 @@ fn open_chains(old: &Layout, change: &Change, seals: &Seals) -> Result<Vec<Chain
             units.push(new(unit)?);
         }
         chains.push(units);
+        kept.push(chain);
     }
     for (at, unit) in &change.join {
         if *at >= old.open_segment().chains.len() || change.without.contains(at) {
@@ -195,12 +265,17 @@ fn open_chains(old: &Layout, change: &Change, seals: &Seals) -> Result<Vec<Chain
         take_spares(old, change, &mut chains, stays);
     }
     let names = |units: &[Identity]| units.iter().map(|unit| name(old, *unit)).collect();
-    if let Some(empty) = chains.iter().position(Vec::is_empty) {
-        let before = &old.open_segment().chains[empty.min(old.open_segment().chains.len() - 1)];
-        return Err(PlanError::NoCompleteUnit {
-            chain: names(&before.units),
-            missing: names(&before.units),
-        });
+    for (units, before) in chains.iter().zip(kept) {
+        if units.is_empty() {
+            return Err(PlanError::NoCompleteUnit {
+                chain: names(&before.units),
+                missing: names(&before.units),
+            });
+        }
+    }
+    if chains.iter().any(Vec::is_empty) {
+        let why = "a chain needs at least one unit".to_owned();
+        return Err(PlanError::Refused(why));
     }
     if chains.is_empty() {
         let why = "a log needs at least one chain".to_owned();
@@ -222,53 +297,83 @@ fn take_spares(
     for spare in ready.filter(|spare| stays(spare) && !taken.contains(spare)) {
         let shortest = chains.iter_mut().min_by_key(|chain| chain.len());
         let Some(chain) = shortest else { return };
-        if chain.len() >= usize::from(old.settings.replicas) {
+        if chain.len() >= usize::from(replicas(old, change)) {
             return;
         }
         chain.push(spare);
     }
 }
 
-/// P3 to P6: what is closed, and the open segment behind it.
+/// A closed part of the log, of one segment as it was.
+struct Part<'a> {
+    /// The segment it was, which seals and copies speak of.
+    before: &'a Segment,
+    /// The positions; not empty.
+    span: Span,
+    /// Whether an admin declares it lost now.
+    is_declared: bool,
+}
+
+/// What stays of a chain.
+struct Rest {
+    chain: Vec<Identity>,
+    unreachable: bool,
+    /// Whether something may be lost by it (P7).
+    gives_up: bool,
+}
+
+/// P3 to P7: what is closed, and the open segment behind it; and what is given up by force.
 fn segments(
     old: &Layout,
     change: &Change,
     seals: &Seals,
     start: Position,
-    open: Vec<Chain>,
-) -> Result<Vec<Segment>, PlanError> {
-    let mut segments: Vec<Segment> = vec![];
+    open: &[Chain],
+) -> Result<(Vec<Segment>, Vec<Span>), PlanError> {
+    let trims = seals.units.values().map(|sealed| sealed.trimmed);
+    let trimmed = trims.max().unwrap_or_default();
+    let (mut segments, mut given_up): (Vec<Segment>, Vec<Span>) = (vec![], vec![]);
     for before in &old.segments {
-        let was_open = before.end.is_none();
-        let mut segment = Segment {
-            end: Some(before.end.unwrap_or(start)),
-            ..before.clone()
-        };
-        if segment.span().is_empty() {
+        let span = Span::new(before.start, before.end.unwrap_or(start));
+        if span.is_empty() {
             // P4. What nobody wrote to needs nobody to vouch for it, but a unit that did not answer may hold something.
-            for chain in &before.chains {
-                remaining(old, change, seals, before, chain, None)?;
+            for number in 0..before.chains.len() {
+                let is_declared = false;
+                let part = Part {
+                    before,
+                    span,
+                    is_declared,
+                };
+                remaining(old, change, seals, &part, number)?;
             }
-            continue;
         }
-        for (number, chain) in segment.chains.iter_mut().enumerate() {
-            let closed = (!was_open).then_some(number);
-            *chain = remaining(old, change, seals, before, chain, closed)?;
-            let listed = change.list.iter();
-            for (_, _, unit) in listed.filter(|(at, of, _)| (*at, *of) == (segment.start, number)) {
-                let holds_all = seals.whole.contains(&(segment.start, number, *unit));
-                if holds_all && !chain.units.contains(unit) {
-                    chain.units.push(*unit);
+        for part in parts(before, span, &change.lost) {
+            let mut segment = Segment {
+                start: part.span.start,
+                end: Some(part.span.end),
+                ..before.clone()
+            };
+            for number in 0..before.chains.len() {
+                let rest = remaining(old, change, seals, &part, number)?;
+                if rest.gives_up {
+                    given_up.extend(positions_of(&segment, number, trimmed));
                 }
+                segment.chains[number] = Chain {
+                    units: rest.chain,
+                    unreachable: rest.unreachable,
+                };
+                list_whole(change, seals, &mut segment, before.start, number);
             }
-        }
-        match segments.last_mut() {
-            Some(last)
-                if last.stripe_width == segment.stripe_width && last.chains == segment.chains =>
-            {
-                last.end = segment.end;
+            take_over(&mut segment, open)?;
+            match segments.last_mut() {
+                Some(last)
+                    if last.stripe_width == segment.stripe_width
+                        && last.chains == segment.chains =>
+                {
+                    last.end = segment.end;
+                }
+                Some(_) | None => segments.push(segment),
             }
-            Some(_) | None => segments.push(segment),
         }
     }
     segments.push(Segment {
@@ -277,63 +382,176 @@ fn segments(
         stripe_width: change
             .stripe_width
             .unwrap_or(old.open_segment().stripe_width),
-        chains: open,
+        chains: open.to_vec(),
     });
     if segments.len() > milonga_wire::limits::SEGMENTS_MAX {
         return Err(PlanError::TooManySegments);
     }
-    Ok(segments)
+    Ok((segments, given_up))
 }
 
-/// Who stays listed for what `chain` held in `segment` (P3). `closed` is the chain's number if the segment was closed
-/// before: then, where nobody is complete, nobody leaves, and where nobody answered, the chain is out of reach.
+/// `span` of `before`, cut where a declared loss begins or ends: a cut moves no position.
+fn parts<'a>(before: &'a Segment, span: Span, declared: &[Span]) -> Vec<Part<'a>> {
+    let ends = declared.iter().flat_map(|lost| [lost.start, lost.end]);
+    let mut cuts: BTreeSet<Position> = ends.filter(|cut| span.contains(*cut)).collect();
+    cuts.extend([span.start, span.end]);
+    let cuts: Vec<Position> = cuts.into_iter().collect();
+    let parts = cuts.windows(2).map(|cut| Part {
+        before,
+        span: Span::new(cut[0], cut[1]),
+        is_declared: declared.iter().any(|lost| lost.contains(cut[0])),
+    });
+    parts.collect()
+}
+
+/// P6.
+fn list_whole(
+    change: &Change,
+    seals: &Seals,
+    segment: &mut Segment,
+    start: Position,
+    number: usize,
+) {
+    let listed = change.list.iter();
+    for (_, _, unit) in listed.filter(|(at, of, _)| (*at, *of) == (start, number)) {
+        let holds_all = seals.whole.contains(&(start, number, *unit));
+        let chain = &mut segment.chains[number].units;
+        if holds_all && !chain.contains(unit) {
+            chain.push(*unit);
+        }
+    }
+}
+
+/// P7: a chain of which nobody is left becomes the open segment's units': they hold nothing of it, and fill it with junk.
+fn take_over(segment: &mut Segment, open: &[Chain]) -> Result<(), PlanError> {
+    for number in 0..segment.chains.len() {
+        if !segment.chains[number].units.is_empty() {
+            continue;
+        }
+        let named: BTreeSet<Identity> = segment
+            .chains
+            .iter()
+            .flat_map(|chain| chain.units.iter().copied())
+            .collect();
+        let is_free = |unit: &&Identity| !named.contains(unit);
+        let same = open[number % open.len()].units.iter().filter(is_free);
+        let mut heirs: Vec<Identity> = same.copied().collect();
+        if heirs.is_empty() {
+            let all = open.iter().flat_map(|chain| chain.units.iter());
+            heirs = all.filter(is_free).take(1).copied().collect();
+        }
+        if heirs.is_empty() {
+            let span = segment.span();
+            let why = format!(
+                "every unit serves positions of {span} already, so none can take over the chain that is given up there; add a spare first"
+            );
+            return Err(PlanError::Refused(why));
+        }
+        segment.chains[number] = Chain::new(heirs);
+    }
+    Ok(())
+}
+
+/// The positions of one chain of a closed segment, from `trimmed` on: run by run if those are few.
+fn positions_of(segment: &Segment, number: usize, trimmed: Position) -> Vec<Span> {
+    let kept = Span::new(trimmed, Position(u64::MAX)).intersect(segment.span());
+    if kept.is_empty() {
+        return vec![];
+    }
+    let runs = segment.stripes(number).runs_from(kept.start);
+    let runs: Vec<Span> = runs.take(RUNS_MAX + 1).collect();
+    if runs.len() > RUNS_MAX {
+        vec![kept]
+    } else {
+        runs
+    }
+}
+
+/// Everything lost so far and now, in order, in as few spans as it takes.
+fn all_lost(
+    old: &Layout,
+    change: &Change,
+    start: Position,
+    given_up: Vec<Span>,
+) -> Result<Vec<Span>, PlanError> {
+    let written = Span::new(Position::FIRST, start);
+    let declared = change.lost.iter().map(|span| span.intersect(written));
+    if let Some(beyond) = change.lost.iter().find(|span| span.start >= start) {
+        let why = format!("{beyond} lies beyond what was ever written, which ends at {start}");
+        return Err(PlanError::Refused(why));
+    }
+    let mut all: Vec<Span> = old.lost.clone();
+    all.extend(declared);
+    all.extend(given_up);
+    all.retain(|span| !span.is_empty());
+    all.sort_unstable();
+    let mut merged: Vec<Span> = vec![];
+    for span in all {
+        match merged.last_mut() {
+            Some(last) if span.start <= last.end => last.end = last.end.max(span.end),
+            Some(_) | None => merged.push(span),
+        }
+    }
+    if merged.len() > LOST_MAX {
+        let why = format!("more than {LOST_MAX} spans are declared lost; declare a larger one");
+        return Err(PlanError::Refused(why));
+    }
+    Ok(merged)
+}
+
+/// Who stays listed for what chain `number` held in `part` (P3). In a segment that was closed before, where nobody is
+/// complete, nobody leaves, and where nobody answered, the chain is out of reach; unless that is given up (P7).
 fn remaining(
     old: &Layout,
     change: &Change,
     seals: &Seals,
-    segment: &Segment,
-    chain: &Chain,
-    closed: Option<usize>,
-) -> Result<Chain, PlanError> {
+    part: &Part<'_>,
+    number: usize,
+) -> Result<Rest, PlanError> {
+    let (segment, chain) = (part.before, &part.before.chains[number]);
+    let is_closed = segment.end.is_some();
     let answered = |unit: &Identity| seals.units.contains_key(unit);
-    let leaves = |unit: &Identity| change.leave.contains(unit) || change.replace.contains_key(unit);
-    let staying: Vec<Identity> = chain
-        .units
-        .iter()
-        .copied()
-        .filter(|unit| answered(unit) && !leaves(unit))
+    let members = chain.units.iter().copied();
+    let staying: Vec<Identity> = members
+        .filter(|unit| answered(unit) && !change.leaves(unit))
         .collect();
     let vouches = |unit: &Identity| {
-        let whole =
-            closed.is_some_and(|number| seals.whole.contains(&(segment.start, number, *unit)));
+        let whole = is_closed && seals.whole.contains(&(segment.start, number, *unit));
         whole || is_complete(old, seals, segment, *unit)
     };
     if staying.len() == chain.units.len() || staying.iter().any(vouches) {
-        return Ok(Chain::new(staying));
+        return Ok(Rest {
+            chain: staying,
+            unreachable: false,
+            gives_up: false,
+        });
+    }
+    let mut gone = chain.units.iter().filter(|unit| !staying.contains(unit));
+    if part.is_declared || gone.clone().all(|unit| change.force.contains(unit)) {
+        return Ok(Rest {
+            chain: staying,
+            unreachable: false,
+            gives_up: true,
+        });
+    }
+    // Whoever answered keeps a chain that is short of others from being lost.
+    let is_needed =
+        |unit: &&Identity| change.leaves(unit) && answered(unit) && !change.force.contains(unit);
+    if is_closed && !chain.units.iter().any(|unit| is_needed(&unit)) {
+        let kept = chain.units.iter().copied();
+        let kept: Vec<Identity> = kept.filter(|unit| !change.force.contains(unit)).collect();
+        return Ok(Rest {
+            unreachable: !kept.iter().any(answered),
+            chain: kept,
+            gives_up: false,
+        });
     }
     let names = |units: &mut dyn Iterator<Item = &Identity>| {
         units.map(|unit| name(old, *unit)).collect::<Vec<_>>()
     };
-    // Whoever answered keeps a chain that is short of others from being lost.
-    if closed.is_some()
-        && !chain
-            .units
-            .iter()
-            .any(|unit| leaves(unit) && answered(unit))
-    {
-        return Ok(Chain {
-            unreachable: !chain.units.iter().any(answered),
-            ..chain.clone()
-        });
-    }
     Err(PlanError::NoCompleteUnit {
         chain: names(&mut chain.units.iter()),
-        missing: names(
-            &mut chain
-                .units
-                .iter()
-                .filter(|unit| !answered(unit) || leaves(unit)),
-        ),
+        missing: names(&mut gone),
     })
 }
 
@@ -361,359 +579,14 @@ fn incarnation(units: &BTreeMap<Identity, Sealed>, unit: &Server) -> Incarnation
         .map_or(unit.incarnation, |sealed| sealed.incarnation)
 }
 
-/// The other sequencers: whoever issues next leaves the standbys, whoever issued joins them at the end.
-fn standbys(old: &Layout, sequencer: &Server) -> Vec<Server> {
-    let mut standbys: Vec<Server> = old
-        .standbys
-        .iter()
-        .filter(|standby| standby.name != sequencer.name)
-        .cloned()
-        .collect();
-    if old.sequencer.name != sequencer.name {
-        standbys.push(old.sequencer.clone());
-    }
-    standbys
+/// The other sequencers: whoever issues next leaves the standbys, whoever issued joins them at the end, then who is new.
+fn standbys(old: &Layout, change: &Change, sequencer: &Server) -> Vec<Server> {
+    let issued = std::iter::once(&old.sequencer);
+    let standing_by = old.standbys.iter().chain(issued).chain(&change.standbys);
+    let standing_by = standing_by
+        .filter(|standby| standby.name != sequencer.name && !change.retire.contains(&standby.name));
+    standing_by.cloned().collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use milonga_wire::{Chain, ClusterId, Settings, Span, Term};
-
-    use super::*;
-
-    fn server(number: u8) -> Server {
-        Server {
-            name: format!("s-{number}").parse().unwrap(),
-            address: format!("127.0.0.1:{}", 7000 + u16::from(number))
-                .parse()
-                .unwrap(),
-            identity: Identity([number; 16]),
-            incarnation: Incarnation(1),
-        }
-    }
-
-    fn old() -> Layout {
-        Layout {
-            cluster: ClusterId([9; 16]),
-            term: Term(4),
-            layout_servers: vec![server(1)],
-            sequencer: server(2),
-            standbys: vec![server(3)],
-            units: vec![server(10), server(11)],
-            segments: vec![Segment {
-                start: Position::FIRST,
-                end: None,
-                stripe_width: 4,
-                chains: vec![Chain::new(vec![Identity([10; 16]), Identity([11; 16])])],
-            }],
-            spares: vec![],
-            lost: vec![],
-            settings: Settings {
-                replicas: 2,
-                trust_restarted: true,
-            },
-            origin: Origin::default(),
-        }
-    }
-
-    fn sealed(number: u8, incarnation: u64, end: u64) -> (Identity, Sealed) {
-        let sealed = Sealed {
-            identity: Identity([number; 16]),
-            incarnation: Incarnation(incarnation),
-            end: Position(end),
-            trimmed: Position::FIRST,
-            member_from: (incarnation == 1).then_some(Position::FIRST),
-            synced: true,
-            settled: Position::FIRST,
-            held: vec![],
-            announced: None,
-        };
-        (sealed.identity, sealed)
-    }
-
-    fn seals(units: &[(u8, u64, u64)], counter: Option<u64>) -> Seals {
-        Seals {
-            units: units
-                .iter()
-                .map(|(n, incarnation, end)| sealed(*n, *incarnation, *end))
-                .collect(),
-            counter: counter.map(Position),
-            whole: BTreeSet::new(),
-        }
-    }
-
-    fn plan(old: &Layout, seals: &Seals) -> Result<Layout, PlanError> {
-        next(
-            old,
-            &Change::default(),
-            seals,
-            &server(2),
-            Origin::default(),
-        )
-    }
-
-    fn changed(old: &Layout, change: &Change, seals: &Seals) -> Result<Layout, PlanError> {
-        next(old, change, seals, &server(2), Origin::default())
-    }
-
-    /// P1; H1: a partial write that only the head holds counts, and so does an empty counter further on.
-    #[test]
-    fn the_open_segment_starts_above_everything_that_any_server_knows() {
-        let next = plan(&old(), &seals(&[(10, 1, 7), (11, 2, 5)], None)).unwrap();
-        assert_eq!(next.open_segment().start, Position(7));
-        assert_eq!(next.segments[0].span(), Span::new(Position(0), Position(7)));
-        let next = plan(&old(), &seals(&[(10, 1, 7), (11, 2, 5)], Some(9))).unwrap();
-        assert_eq!(next.open_segment().start, Position(9));
-        assert_eq!(next.validate(), Ok(()));
-    }
-
-    /// P1: nor below what was trimmed, or below where it started; units that hold nothing there say nothing of it.
-    #[test]
-    fn the_open_segment_never_starts_lower_or_below_a_trim_point() {
-        let mut old = old();
-        old.segments[0].end = Some(Position(5));
-        let mut open = old.segments[0].clone();
-        (open.start, open.end) = (Position(5), None);
-        old.segments.push(open);
-        let mut answers = seals(&[(10, 1, 0), (11, 1, 0)], None);
-        let next = plan(&old, &answers).unwrap();
-        assert_eq!(next.open_segment().start, Position(5));
-
-        let one = answers.units.get_mut(&Identity([10; 16])).unwrap();
-        one.trimmed = Position(9);
-        let next = plan(&old, &answers).unwrap();
-        assert_eq!(next.open_segment().start, Position(9));
-    }
-
-    fn chain(layout: &Layout, segment: usize) -> Vec<u8> {
-        let units = &layout.segments[segment].chains[0].units;
-        units.iter().map(|unit| unit.0[0]).collect()
-    }
-
-    fn leave(units: &[u8]) -> Change {
-        Change {
-            leave: units.iter().map(|number| Identity([*number; 16])).collect(),
-            heal: true,
-            ..Change::default()
-        }
-    }
-
-    /// P2, P3: a unit that was not sealed is not listed; the others ran on, so they have all that was acknowledged.
-    #[test]
-    fn a_unit_that_was_not_sealed_leaves() {
-        let next = plan(&old(), &seals(&[(10, 1, 7)], None)).unwrap();
-        assert_eq!((chain(&next, 0), chain(&next, 1)), (vec![10], vec![10]));
-        assert_eq!(next.units.len(), 1);
-    }
-
-    /// P3; H36: a unit that was restarted cannot vouch for the chain by itself, unless its disk is trusted.
-    #[test]
-    fn a_restarted_unit_alone_is_no_survivor_unless_its_store_is_trusted() {
-        let mut old = old();
-        let mut seals = seals(&[(10, 2, 7)], None);
-        assert!(plan(&old, &seals).is_ok());
-
-        old.settings.trust_restarted = false;
-        let refused = PlanError::NoCompleteUnit {
-            chain: vec!["s-10".to_owned(), "s-11".to_owned()],
-            missing: vec!["s-11".to_owned()],
-        };
-        assert_eq!(plan(&old, &seals), Err(refused.clone()));
-        old.settings.trust_restarted = true;
-        let torn = seals.units.get_mut(&Identity([10; 16])).unwrap();
-        torn.synced = false;
-        assert_eq!(plan(&old, &seals), Err(refused));
-    }
-
-    /// P3: nothing is left of a chain whose last unit leaves.
-    #[test]
-    fn the_last_complete_unit_of_a_chain_does_not_leave() {
-        let both = seals(&[(10, 1, 7), (11, 1, 7)], None);
-        let refused = changed(&old(), &leave(&[10, 11]), &both);
-        assert!(matches!(refused, Err(PlanError::NoCompleteUnit { .. })));
-        let one = changed(&old(), &leave(&[10]), &both).unwrap();
-        assert_eq!((chain(&one, 0), chain(&one, 1)), (vec![11], vec![11]));
-    }
-
-    /// A spare takes the place of a unit that leaves in the open segment, where it needs no past (P6).
-    #[test]
-    fn a_spare_joins_the_open_segment_and_no_closed_one() {
-        let mut old = old();
-        old.spares = vec![server(12), server(13)];
-        let all = seals(&[(11, 1, 7), (12, 4, 0), (13, 4, 0)], None);
-        let next = changed(&old, &leave(&[10]), &all).unwrap();
-        assert_eq!((chain(&next, 0), chain(&next, 1)), (vec![11], vec![11, 12]));
-        assert_eq!(next.spares.len(), 1);
-        assert_eq!(
-            next.unit(Identity([12; 16])).unwrap().incarnation,
-            Incarnation(4)
-        );
-
-        let silent = seals(&[(11, 1, 7), (13, 4, 0)], None);
-        let next = changed(&old, &leave(&[10]), &silent).unwrap();
-        assert_eq!(chain(&next, 1), vec![11, 13]);
-    }
-
-    /// P3, and the rule that dropping silent units of a closed range needs one that is complete for it. Model.
-    #[test]
-    fn a_silent_unit_stays_listed_for_a_closed_range_of_which_nobody_else_is_sure() {
-        let mut old = old();
-        old.segments[0].end = Some(Position(5));
-        old.segments.push(Segment {
-            start: Position(5),
-            end: None,
-            stripe_width: 4,
-            chains: vec![Chain::new(vec![Identity([10; 16])])],
-        });
-        old.settings.trust_restarted = false;
-        let mut one = seals(&[(10, 1, 7)], None);
-        one.units.get_mut(&Identity([10; 16])).unwrap().member_from = Some(Position(5));
-        let next = plan(&old, &one).unwrap();
-        assert_eq!(chain(&next, 0), vec![10, 11]);
-        assert!(!next.segments[0].chains[0].unreachable);
-
-        one.whole.insert((Position(0), 0, Identity([10; 16])));
-        let next = plan(&old, &one).unwrap();
-        assert_eq!(chain(&next, 0), vec![10]);
-
-        // Somebody who leaves by hand, and is needed, is named.
-        one.whole.clear();
-        let mut both = one.clone();
-        both.units.extend([sealed(11, 1, 5)]);
-        let refused = changed(&old, &leave(&[11]), &both);
-        assert!(matches!(refused, Err(PlanError::NoCompleteUnit { .. })));
-    }
-
-    /// A closed chain of which nobody answers is out of reach, and stays listed until somebody comes back.
-    #[test]
-    fn a_closed_chain_of_which_nobody_answers_is_out_of_reach() {
-        let mut old = old();
-        old.segments[0].end = Some(Position(5));
-        old.units.push(server(12));
-        old.segments.push(Segment {
-            start: Position(5),
-            end: None,
-            stripe_width: 4,
-            chains: vec![Chain::new(vec![Identity([12; 16])])],
-        });
-        let next = plan(&old, &seals(&[(12, 1, 7)], None)).unwrap();
-        assert!(next.segments[0].chains[0].unreachable);
-        let back = plan(&next, &seals(&[(10, 2, 5), (12, 1, 7)], None)).unwrap();
-        assert!(!back.segments[0].chains[0].unreachable);
-        assert_eq!(chain(&back, 0), vec![10]);
-    }
-
-    /// P6.
-    #[test]
-    fn a_unit_is_listed_for_a_closed_range_only_if_it_was_found_to_hold_all_of_it() {
-        let mut old = old();
-        old.segments[0].end = Some(Position(5));
-        old.units.push(server(12));
-        let mut open = old.segments[0].clone();
-        (open.start, open.end) = (Position(5), None);
-        open.chains[0].units.push(Identity([12; 16]));
-        old.segments.push(open);
-        let listed = Change {
-            list: vec![(Position(0), 0, Identity([12; 16]))],
-            ..Change::default()
-        };
-        let mut all = seals(&[(10, 1, 7), (11, 1, 7), (12, 1, 7)], None);
-        let next = changed(&old, &listed, &all).unwrap();
-        assert_eq!(chain(&next, 0), vec![10, 11]);
-
-        all.whole.insert((Position(0), 0, Identity([12; 16])));
-        let next = changed(&old, &listed, &all).unwrap();
-        assert_eq!(chain(&next, 0), vec![10, 11, 12]);
-        assert_eq!(next.segments.len(), 2, "P5: now they are one");
-    }
-
-    /// Each planned change, on its own.
-    #[test]
-    fn chains_units_and_widths_change_in_the_open_segment_only() {
-        let old = old();
-        let all = seals(&[(10, 1, 7), (11, 1, 7), (12, 1, 0), (13, 1, 0)], None);
-        let identity = |number: u8| Identity([number; 16]);
-        let change = Change {
-            replace: BTreeMap::from([(identity(11), server(12))]),
-            chains: vec![vec![server(13)]],
-            stripe_width: Some(8),
-            ..Change::default()
-        };
-        let next = changed(&old, &change, &all).unwrap();
-        assert_eq!((chain(&next, 0), chain(&next, 1)), (vec![10], vec![10, 12]));
-        assert_eq!(next.segments[1].chains.len(), 2);
-        assert_eq!(next.segments[1].stripe_width, 8);
-
-        let join = Change {
-            join: vec![(0, server(12))],
-            ..Change::default()
-        };
-        assert_eq!(
-            chain(&changed(&old, &join, &all).unwrap(), 1),
-            vec![10, 11, 12]
-        );
-        let unsealed = seals(&[(10, 1, 7), (11, 1, 7)], None);
-        assert!(matches!(
-            changed(&old, &join, &unsealed),
-            Err(PlanError::Missing(_))
-        ));
-        let nowhere = Change {
-            join: vec![(3, server(12))],
-            ..Change::default()
-        };
-        assert!(matches!(
-            changed(&old, &nowhere, &all),
-            Err(PlanError::Refused(_))
-        ));
-        let none = Change {
-            without: BTreeSet::from([0]),
-            ..Change::default()
-        };
-        assert!(matches!(
-            changed(&old, &none, &all),
-            Err(PlanError::Refused(_))
-        ));
-    }
-
-    /// P4.
-    #[test]
-    fn an_open_segment_in_which_nothing_was_written_is_replaced() {
-        let next = plan(&old(), &seals(&[(10, 2, 0), (11, 2, 0)], None)).unwrap();
-        assert_eq!(next.segments.len(), 1);
-        assert_eq!(
-            next.unit(Identity([10; 16])).unwrap().incarnation,
-            Incarnation(2)
-        );
-        assert_eq!(next.term, Term(5));
-    }
-
-    /// P5; H13.
-    #[test]
-    fn closed_segments_merge_only_if_no_position_moves() {
-        let one = plan(&old(), &seals(&[(10, 2, 7), (11, 2, 7)], None)).unwrap();
-        let two = plan(&one, &seals(&[(10, 2, 9), (11, 2, 9)], None)).unwrap();
-        assert_eq!(two.segments.len(), 2);
-        assert_eq!(two.segments[0].span(), Span::new(Position(0), Position(9)));
-
-        let mut turned = one;
-        turned.segments[1].chains[0].units.reverse();
-        let three = plan(&turned, &seals(&[(10, 2, 9), (11, 2, 9)], None)).unwrap();
-        assert_eq!(three.segments.len(), 3);
-        assert_eq!(three.validate(), Ok(()));
-    }
-
-    #[test]
-    fn a_standby_that_takes_over_changes_places() {
-        let next = next(
-            &old(),
-            &Change::default(),
-            &seals(&[(10, 1, 7), (11, 1, 7)], None),
-            &server(3),
-            Origin::default(),
-        )
-        .unwrap();
-        assert_eq!(next.sequencer.name, server(3).name);
-        assert_eq!(next.standbys, vec![server(2)]);
-        assert_eq!(next.validate(), Ok(()));
-    }
-}
+mod tests;

@@ -120,7 +120,7 @@ impl Survey {
     pub(super) fn permits(&self, layout: &Layout, change: &Change) -> Result<(), ChangeError> {
         let leaves = |name: &&ServerName| {
             let unit = layout.units.iter().find(|unit| unit.name == **name);
-            unit.is_some_and(|unit| change.leave.contains(&unit.identity))
+            unit.is_some_and(|unit| change.leaves(&unit.identity))
         };
         if let Some(name) = self
             .unsure
@@ -131,7 +131,9 @@ impl Survey {
             return Err(ChangeError::Unconfirmed(name.to_string()));
         }
         for chain in &layout.open_segment().chains {
-            if chain.units.iter().all(|unit| self.absent.contains(unit)) {
+            // Who leaves by hand need not come back for it.
+            let is_missed = |unit: &Identity| self.absent.contains(unit) && !change.leaves(unit);
+            if chain.units.iter().all(is_missed) {
                 let units = layout.units_of(chain).map(|unit| unit.name.to_string());
                 return Err(PlanError::Missing(units.collect()).into());
             }

@@ -8,7 +8,7 @@ use milonga_wire::{
     StreamId, StreamLink, Term, Token,
 };
 
-use super::layout::LayoutServer;
+use super::layout::LayoutServers;
 
 pub(super) struct Sequencer {
     pub(super) server: Server,
@@ -45,11 +45,18 @@ impl Sequencer {
         }
     }
 
+    pub(super) fn counter(&self) -> Option<Position> {
+        match &self.state {
+            State::Silent(counter) => *counter,
+            State::Serving { next, .. } => Some(*next),
+        }
+    }
+
     pub(super) fn serve(
         &mut self,
         term: Term,
         request: SequencerRequest,
-        layout: &LayoutServer,
+        layout: &LayoutServers,
     ) -> Result<SequencerReply, Refusal> {
         match request {
             SequencerRequest::Tokens { count, streams } => self.tokens(term, count, &streams),
@@ -158,7 +165,7 @@ impl Sequencer {
         }
     }
 
-    fn check(&self, term: Term, layout: &LayoutServer) -> Result<(), Refusal> {
+    fn check(&self, term: Term, layout: &LayoutServers) -> Result<(), Refusal> {
         if term < self.term {
             return Err(self.stale(term, layout));
         }
@@ -180,7 +187,7 @@ impl Sequencer {
         Ok(())
     }
 
-    fn stale(&self, asked: Term, layout: &LayoutServer) -> Refusal {
+    fn stale(&self, asked: Term, layout: &LayoutServers) -> Refusal {
         Refusal::StaleTerm {
             asked,
             current: self.term,

@@ -138,7 +138,15 @@ impl Unit {
         Ok((reply, Payload::new()))
     }
 
-    fn end(&self) -> Position {
+    pub(super) fn is_blank(&self) -> bool {
+        self.term == Term::GENESIS && self.announced.is_none() && self.entries.is_empty()
+    }
+
+    pub(super) fn trimmed(&self) -> Position {
+        self.trimmed
+    }
+
+    pub(super) fn end(&self) -> Position {
         let last = self.entries.last_key_value();
         last.map_or(Position::FIRST, |(position, _)| position.next())
     }

@@ -83,6 +83,7 @@ fn decided(term: Term) -> Decided {
         }],
         spares: vec![],
         lost: vec![],
+        left: vec![],
         settings: Settings {
             replicas: 1,
             trust_restarted: true,

@@ -153,7 +153,7 @@ pub async fn failover(args: &FailoverArgs) -> Outcome<FailoverReport> {
     }
     let mut totals: Vec<f64> = kills.iter().map(|kill| kill.stall_ms.total).collect();
     totals.sort_by(f64::total_cmp);
-    let at = |part: f64| totals[((totals.len() - 1) as f64 * part).ceil() as usize];
+    let at = |percent: usize| totals[((totals.len() - 1) * percent).div_ceil(100)];
     let longest = kills
         .iter()
         .max_by(|a, b| a.stall_ms.total.total_cmp(&b.stall_ms.total));
@@ -164,8 +164,8 @@ pub async fn failover(args: &FailoverArgs) -> Outcome<FailoverReport> {
         errors: kills.iter().map(|kill| kill.errors).sum(),
         unknown: kills.iter().map(|kill| kill.unknown).sum(),
         stall_ms: longest.map(|kill| kill.stall_ms).unwrap_or_default(),
-        total_p50_ms: at(0.5),
-        total_p99_ms: at(0.99),
+        total_p50_ms: at(50),
+        total_p99_ms: at(99),
         clients: args.clients,
         size: args.size,
         kills,

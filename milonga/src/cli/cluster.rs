@@ -7,6 +7,7 @@ use milonga_client::reconfigure::{self, Genesis};
 use milonga_wire::{Address, Layout, Term};
 use serde::Serialize;
 
+use super::change::ChangeCommand;
 use super::{Context, status, verify};
 use crate::failure::Outcome;
 use crate::look;
@@ -33,14 +34,6 @@ pub(super) enum ClusterCommand {
         #[arg(long)]
         wait: bool,
     },
-    /// Ends the term: the next one lists every server as it runs now, with a fresh sequencer.
-    #[command(after_help = "Example:
-  milonga cluster rebuild-sequencer")]
-    RebuildSequencer {
-        /// Waits until the new term serves, as it always does.
-        #[arg(long, hide = true)]
-        wait: bool,
-    },
     /// Shows the history of layouts: who made them, why, and what they changed.
     #[command(after_help = "Example:
   milonga cluster layouts")]
@@ -56,6 +49,16 @@ pub(super) enum ClusterCommand {
   milonga cluster repair
   milonga cluster repair unit-2")]
     Repair(verify::Repair),
+    /// Empties a log unit that left the cluster, so that it can come back as a new one. Refused for one that any layout lists.
+    #[command(after_help = "Example:
+  milonga cluster reset-unit 10.0.0.9:7021
+  milonga cluster add-spare 10.0.0.9:7021")]
+    ResetUnit {
+        /// Its address.
+        address: Address,
+    },
+    #[command(flatten)]
+    Change(ChangeCommand),
 }
 
 #[derive(Debug, clap::Args)]
@@ -111,10 +114,11 @@ impl ClusterCommand {
         match self {
             Self::Init(init) => init.run(context).await,
             Self::Status { wait } => status::run(context, wait).await,
-            Self::RebuildSequencer { wait: _ } => rebuild(context).await,
             Self::Layouts => layouts(context).await,
             Self::Verify(verify) => verify.run(context).await,
             Self::Repair(repair) => repair.run(context).await,
+            Self::ResetUnit { address } => reset(context, &address).await,
+            Self::Change(change) => change.run(context).await,
         }
     }
 }
@@ -135,13 +139,6 @@ impl Init {
     }
 }
 
-async fn rebuild(context: &Context) -> Outcome {
-    let log = context.cluster.connect()?;
-    log.layout().await?;
-    let decided = reconfigure::rebuild(&log, "asked for on the command line").await?;
-    print(context, &decided.layout, "rebuilt")
-}
-
 fn print(context: &Context, layout: &Layout, what: &str) -> Outcome {
     let term = layout.term.0;
     let made = Made { term, layout };
@@ -152,6 +149,37 @@ fn print(context: &Context, layout: &Layout, what: &str) -> Outcome {
             layout.sequencer.name,
             layout.open_segment().start
         )
+    })
+}
+
+/// A unit that was emptied.
+#[derive(Serialize)]
+struct Emptied {
+    name: String,
+    identity: String,
+    /// What it was before; none if it was blank.
+    before: Option<String>,
+}
+
+async fn reset(context: &Context, address: &Address) -> Outcome {
+    let log = context.cluster.connect()?;
+    log.layout().await?;
+    let reset = reconfigure::reset_left_unit(&log, address).await?;
+    let emptied = Emptied {
+        name: reset.unit.name.to_string(),
+        identity: reset.unit.identity.to_string(),
+        before: reset.before.map(|before| before.to_string()),
+    };
+    context.output.one(&emptied, || {
+        let name = &emptied.name;
+        if emptied.before.is_some() {
+            format!(
+                "{name} is empty now, and another unit: {}",
+                emptied.identity
+            )
+        } else {
+            format!("{name} was blank already")
+        }
     })
 }
 

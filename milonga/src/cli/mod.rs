@@ -2,6 +2,7 @@
 
 mod bench;
 mod certs;
+mod change;
 mod cluster;
 mod completions;
 mod demo;
@@ -99,11 +100,12 @@ enum Command {
   milonga certs issue --dir certs --role writer --name app"
     )]
     Certs(certs::Certs),
-    /// Starts and looks at a cluster.
+    /// Starts, looks at and changes a cluster.
     #[command(
         subcommand,
         after_help = "Example:
   milonga cluster status
+  milonga cluster evict unit-2 --plan
   milonga cluster layouts -o json"
     )]
     Cluster(cluster::ClusterCommand),

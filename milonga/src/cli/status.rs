@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use milonga_client::{Log, Options};
-use milonga_wire::{Layout, Server};
+use milonga_client::{Log, Options, reconfigure};
+use milonga_wire::{Kind, Layout, Server};
 use serde::Serialize;
 
 use super::Context;
@@ -33,6 +33,7 @@ pub(super) struct Status {
     segments: Vec<Segment>,
     units: Vec<Row>,
     spares: Vec<Row>,
+    lost: Vec<[u64; 2]>,
     issues: Vec<Issue>,
 }
 
@@ -131,13 +132,17 @@ impl Status {
             segments: segments(layout),
             units: rows(&sight.units),
             spares: rows(&sight.spares),
+            lost: layout
+                .lost
+                .iter()
+                .map(|lost| [lost.start.0, lost.end.0])
+                .collect(),
             issues,
         })
     }
 
     fn unreadable(why: String) -> Self {
-        let fix =
-            "start the layout servers; compare `layout` and `ca` in the cluster file with theirs";
+        let fix = "start a majority of the layout servers; compare `layout` and `ca` in the cluster file with theirs";
         Self {
             health: "unavailable",
             term: None,
@@ -150,6 +155,7 @@ impl Status {
             segments: vec![],
             units: vec![],
             spares: vec![],
+            lost: vec![],
             issues: vec![issue("no-majority", "the layout servers", why, fix)],
         }
     }
@@ -194,6 +200,14 @@ impl Status {
             let end = segment.end.map_or(String::new(), |end| end.to_string());
             line(&format!("{}..{end}  {}", segment.start, chains.join("   ")))?;
         }
+        if !self.lost.is_empty() {
+            let lost = self
+                .lost
+                .iter()
+                .map(|[start, end]| format!("{start}..{end}"));
+            let lost: Vec<String> = lost.collect();
+            line(&format!("declared lost: {}", lost.join(", ")))?;
+        }
         for issue in &self.issues {
             line(&format!(
                 "\n{}: {} {}; {}",
@@ -227,7 +241,7 @@ impl Status {
 impl Row {
     fn of(seen: &Seen) -> Self {
         let said = seen.said.as_ref().ok();
-        let is_unit = seen.kind == milonga_wire::Kind::LogUnit;
+        let is_unit = seen.kind == Kind::LogUnit;
         Self {
             name: seen.listed.name.to_string(),
             address: seen.listed.address.to_string(),
@@ -295,17 +309,37 @@ fn issue(
     }
 }
 
-/// What is wrong, server by server.
+/// What is wrong, server by server, then chain by chain. Every fix names the command that does it.
 fn issues(layout: &Layout, sight: &Sight) -> Vec<Issue> {
-    let mut found: Vec<Issue> = sight
-        .layout_servers
-        .iter()
-        .chain([&sight.sequencer])
-        .chain(&sight.standbys)
-        .chain(&sight.units)
-        .chain(&sight.spares)
-        .filter_map(|seen| silent(seen).or_else(|| replaced(seen)))
-        .collect();
+    let deciding = "or put another in its place: `milonga cluster set-layout-servers` with all that are to decide";
+    let issuing = "or let a standby take over: `milonga cluster rebuild-sequencer`";
+    let with = |seen: &Seen, otherwise: String| silent(seen, &otherwise).or_else(|| replaced(seen));
+    let named = |seen: &Seen, commands: &[&str]| {
+        let name = seen.listed.name.as_str();
+        let commands = commands.iter().map(|command| {
+            let command = command.replace("NAME", name);
+            format!("`milonga cluster {command}`")
+        });
+        format!(
+            "or do without it: {}",
+            commands.collect::<Vec<_>>().join(" or ")
+        )
+    };
+    let mut found: Vec<Issue> = vec![];
+    for seen in &sight.layout_servers {
+        found.extend(with(seen, deciding.to_owned()));
+    }
+    found.extend(with(&sight.sequencer, issuing.to_owned()));
+    for seen in &sight.standbys {
+        found.extend(with(seen, named(seen, &["remove-standby NAME"])));
+    }
+    for seen in &sight.units {
+        let without = named(seen, &["evict NAME", "replace NAME ADDRESS"]);
+        found.extend(with(seen, without));
+    }
+    for seen in &sight.spares {
+        found.extend(with(seen, named(seen, &["remove-unit NAME"])));
+    }
     found.extend(
         sight
             .units
@@ -314,24 +348,75 @@ fn issues(layout: &Layout, sight: &Sight) -> Vec<Issue> {
     );
     found.extend(sight.units.iter().filter_map(damaged));
     found.extend(not_serving(&sight.sequencer, sight));
-    let replicas = usize::from(layout.settings.replicas);
-    for (number, chain) in layout.open_segment().chains.iter().enumerate() {
-        if chain.units.len() < replicas {
-            let text = format!("has {} units, should have {replicas}", chain.units.len());
-            found.push(issue(
-                "short-chain",
-                format!("chain {number}"),
-                text,
-                "give it a unit",
-            ));
-        }
-    }
+    found.extend(short_chains(layout));
+    found.extend(short_ranges(layout));
     found
 }
 
-fn silent(seen: &Seen) -> Option<Issue> {
+/// Chains that new positions go to, and that have fewer units than they should.
+fn short_chains(layout: &Layout) -> Vec<Issue> {
+    let replicas = usize::from(layout.settings.replicas);
+    let chains = layout.open_segment().chains.iter().enumerate();
+    let short = chains.filter(|(_, chain)| chain.units.len() < replicas);
+    let issues = short.map(|(number, chain)| {
+        let text = format!("has {} units, should have {replicas}", chain.units.len());
+        let fix = if layout.spares.is_empty() {
+            format!(
+                "start a new log unit, then `milonga cluster add-unit {number} ADDRESS --wait`; \
+                 or `milonga cluster set replicas=N`"
+            )
+        } else {
+            "a caretaker gives it a spare, or `milonga cluster heal --wait`".to_owned()
+        };
+        issue("short-chain", format!("chain {number}"), text, fix)
+    });
+    issues.collect()
+}
+
+/// Closed positions that fewer units hold than should, or that nobody answers for.
+fn short_ranges(layout: &Layout) -> Vec<Issue> {
+    let replicas = usize::from(layout.settings.replicas);
+    let can_heal = reconfigure::gaps(layout);
+    let mut issues = vec![];
+    for segment in layout
+        .segments
+        .iter()
+        .filter(|segment| segment.end.is_some())
+    {
+        let span = segment.span();
+        for (number, chain) in segment.chains.iter().enumerate() {
+            let subject = format!("chain {number} of {span}");
+            let names = layout.units_of(chain).map(|unit| unit.name.to_string());
+            let names = names.collect::<Vec<_>>().join(", ");
+            if chain.unreachable {
+                let text =
+                    format!("cannot be read: {names} did not answer when the layout was made");
+                let fix = format!(
+                    "start {names} again; if nobody of them comes back, `milonga cluster declare-lost {span} --plan`"
+                );
+                issues.push(issue("unreachable", subject, text, fix));
+            } else if chain.units.len() < replicas {
+                let copies = chain.units.len();
+                let text = format!("has {copies} copies, should have {replicas}");
+                let here =
+                    |gap: &reconfigure::Gap| (gap.segment, gap.chain) == (segment.start, number);
+                let fix = if can_heal.iter().any(here) {
+                    "a caretaker copies it, or `milonga cluster heal --wait`"
+                } else {
+                    "start a new log unit, then `milonga cluster add-spare ADDRESS` and `milonga cluster heal --wait`; \
+                     or `milonga cluster set replicas=N`"
+                };
+                issues.push(issue("short-range", subject, text, fix));
+            }
+        }
+    }
+    issues
+}
+
+/// `otherwise` is what can be done if it does not come back.
+fn silent(seen: &Seen, otherwise: &str) -> Option<Issue> {
     let why = seen.said.as_ref().err()?;
-    let fix = "start it, or look at its log";
+    let fix = format!("start it, or look at its log; {otherwise}");
     Some(issue(
         "silent",
         seen.listed.name.as_str(),
@@ -342,7 +427,17 @@ fn silent(seen: &Seen) -> Option<Issue> {
 
 fn replaced(seen: &Seen) -> Option<Issue> {
     let said = seen.said.as_ref().ok()?;
-    let fix = "give it back the directory that the layout knows";
+    let (name, address) = (&seen.listed.name, &seen.listed.address);
+    let instead = match seen.kind {
+        Kind::LogUnit => format!("`milonga cluster replace {name} {address}`"),
+        Kind::Layout => {
+            "`milonga cluster set-layout-servers` with its name among the others".to_owned()
+        }
+        Kind::Sequencer => "`milonga cluster rebuild-sequencer`".to_owned(),
+    };
+    let fix = format!(
+        "give it back the directory that the layout knows, or take it as a new one: {instead}"
+    );
     (said.identity != seen.listed.identity).then(|| {
         issue(
             "replaced",
@@ -374,7 +469,9 @@ fn not_serving(seen: &Seen, sight: &Sight) -> Option<Issue> {
     }
     match said.state.as_str() {
         "failed" => {
-            let fix = "check its disk, then restart it";
+            let fix = format!(
+                "check its disk, then restart it; or `milonga cluster evict {name}`, or `milonga cluster replace {name} ADDRESS`"
+            );
             Some(issue(
                 "disk-failed",
                 name,
@@ -383,7 +480,7 @@ fn not_serving(seen: &Seen, sight: &Sight) -> Option<Issue> {
             ))
         }
         "full" => {
-            let fix = "trim the log or add space";
+            let fix = "`milonga log trim POSITION`, or add space, or `milonga cluster add-chain UNITS` for new positions";
             Some(issue(
                 "disk-full",
                 name,

@@ -96,7 +96,7 @@ struct Stat {
 impl LogCommand {
     pub(super) async fn run(self, context: &Context) -> Outcome {
         match self {
-            Self::Append(append) => append.run(context).await,
+            Self::Append(append) => Box::pin(append.run(context)).await,
             Self::Read(read) => read.run(context).await,
             Self::Follow(follow) => follow.run(context).await,
             Self::End => end(context).await,

@@ -1,0 +1,97 @@
+//! Looking after a cluster that is not at full strength, unasked and in the background.
+//!
+//! Spares take places and get copies (`heal.rs`). A unit that was left out because it was silent comes back when it has
+//! answered for a while: reset first, so that it holds nothing that was decided otherwise since (H7, H14), then as a spare.
+//! A link that flaps costs one such return a minute at most.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use milonga_host::{Host, Moment};
+use milonga_wire::{Identity, Kind, Layout, Server};
+
+use crate::log::Log;
+use crate::reconfigure::drive::{describe, make};
+use crate::reconfigure::heal::{heal_unattended, is_short};
+use crate::reconfigure::plan::Change;
+use crate::reconfigure::reset::reset_left_unit;
+
+/// The first pause.
+const FIRST: Duration = Duration::from_millis(500);
+/// The longest pause between two tries; after that many in vain somebody else, or a later occasion, goes on.
+const LAST: Duration = Duration::from_secs(64);
+/// Between two looks at a unit that left and answers.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long a unit that left must have answered to come back.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// Whether [`attend`] would have something to do.
+pub(crate) fn needs_attention(layout: &Layout) -> bool {
+    is_short(layout) || !layout.left.is_empty()
+}
+
+/// Heals until nothing is left that could be done.
+pub(crate) async fn attend(log: &Log) {
+    let Host { clock, random, .. } = log.host();
+    let mut pause = FIRST;
+    let mut steady = BTreeMap::new();
+    while pause <= LAST {
+        clock.sleep(random.jittered(pause)).await;
+        let healed = heal_unattended(log, "the cluster was not at full strength").await;
+        let returns = readmit(log, &mut steady).await;
+        let known = log.shared.layouts.known();
+        if !known.is_some_and(|known| needs_attention(&known.layout)) {
+            return;
+        }
+        pause = match healed {
+            _ if returns => LOOK,
+            Ok(Some(_)) => FIRST,
+            Ok(None) => pause * 2,
+            Err(error) => {
+                tracing::info!(%error, "not at full strength yet");
+                pause * 2
+            }
+        };
+    }
+}
+
+/// Looks at the units that left; those that have answered since long enough come back. Whether any answers.
+async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
+    let Some(known) = log.shared.layouts.known() else {
+        return false;
+    };
+    let now = log.host().clock.now();
+    let answers = join_all(known.layout.left.iter().map(|unit| async move {
+        let said = describe(log, unit, Kind::LogUnit).await.ok()?;
+        let is_well = !matches!(said.state.as_str(), "failed" | "full" | "draining");
+        is_well.then_some(unit)
+    }));
+    let answering: Vec<&Server> = answers.await.into_iter().flatten().collect();
+    steady.retain(|identity, _| answering.iter().any(|unit| unit.identity == *identity));
+    for unit in &answering {
+        let since = *steady.entry(unit.identity).or_insert(now);
+        if now.since(since) >= STEADY
+            && let Err(error) = bring_back(log, unit).await
+        {
+            tracing::info!(%error, unit = %unit.name, "a unit that left cannot come back yet");
+        }
+    }
+    !answering.is_empty()
+}
+
+async fn bring_back(
+    log: &Log,
+    unit: &Server,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let reset = reset_left_unit(log, &unit.address).await?;
+    let change = Change {
+        spares: vec![reset.unit],
+        heal: true,
+        ..Change::default()
+    };
+    let term = log.shared.layouts.read().await?.decided.layout.term;
+    let why = format!("{} answers again", unit.name);
+    make(log, term, &change, &why).await?;
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! What the servers of the miniature have in common to say.
+
+use milonga_wire::{Description, Kind, Payload, Position, Refusal, Reply, Server, Term};
+
+pub(super) fn wrong_kind() -> Refusal {
+    Refusal::WrongKind {
+        needs: "server of that kind".to_owned(),
+    }
+}
+
+/// What a server says of itself; of positions, its end and its trim point.
+pub(super) fn described(
+    server: &Server,
+    kind: Kind,
+    term: Term,
+    blank: bool,
+    [end, trimmed]: [Position; 2],
+) -> (Reply, Payload) {
+    let description = Description {
+        kind,
+        name: server.name.clone(),
+        identity: server.identity,
+        incarnation: server.incarnation,
+        term,
+        blank,
+        end,
+        trimmed,
+        bytes: end.0 * 100,
+        reads: 0,
+        state: "serving".to_owned(),
+        version: "test".to_owned(),
+        damaged: 0,
+    };
+    (Reply::Described(description.into()), Payload::new())
+}
