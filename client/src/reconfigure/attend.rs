@@ -21,6 +21,8 @@ use crate::reconfigure::reset::reset_left_unit;
 const FIRST: Duration = Duration::from_millis(500);
 /// The longest pause between two tries; after that many in vain somebody else, or a later occasion, goes on.
 const LAST: Duration = Duration::from_secs(64);
+/// Tries in all: a client that its owner has dropped does not go on for ever.
+const TRIES: u32 = 64;
 /// Between two looks at a unit that left and answers.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long a unit that left must have answered to come back.
@@ -36,7 +38,10 @@ pub(crate) async fn attend(log: &Log) {
     let Host { clock, random, .. } = log.host();
     let mut pause = FIRST;
     let mut steady = BTreeMap::new();
-    while pause <= LAST {
+    for _ in 0..TRIES {
+        if pause > LAST {
+            return;
+        }
         clock.sleep(random.jittered(pause)).await;
         let healed = heal_unattended(log, "the cluster was not at full strength").await;
         let returns = readmit(log, &mut steady).await;

@@ -282,3 +282,47 @@ async fn a_unit_that_lacks_something_is_not_listed_whoever_asks_for_it() {
     heal(&log, "a test").await.unwrap();
     assert_eq!(gaps(&cluster.layout()), []);
 }
+
+/// H7, H14: a unit that was left out and answers again comes back by itself, as another one, empty, when it has answered for
+/// a while; and then gets everything. Whoever is sent away by hand stays away.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_left_comes_back_as_another_one_and_gets_everything() {
+    let cluster = Cluster::new(1, 3, 1);
+    let log = cluster.client(Role::Control);
+    fill_up(&log, 0, 30).await;
+    let before = cluster.layout().units[1].clone();
+    dead(&cluster, "u-01");
+    fill_up(&log, 30, 40).await;
+    let names = |servers: &[Server]| -> Vec<String> {
+        servers
+            .iter()
+            .map(|server| server.name.to_string())
+            .collect()
+    };
+    assert_eq!(names(&cluster.layout().left), ["u-01"]);
+
+    cluster.heal();
+    attend(&log).await;
+    let layout = cluster.layout();
+    assert_eq!(names(&layout.left), Vec::<String>::new());
+    assert_eq!(open(&cluster), ["u-00", "u-02", "u-01"]);
+    assert!(
+        layout.unit(before.identity).is_none(),
+        "it is another one now"
+    );
+    assert_eq!(gaps(&layout), []);
+    for position in 0..30 {
+        assert_eq!(
+            cluster.slot("u-01", position),
+            cluster.slot("u-00", position)
+        );
+    }
+    assert_eq!(records(&log).await, numbers(40));
+
+    let leave = Change {
+        leave: BTreeSet::from([cluster.layout().units[0].identity]),
+        ..Change::default()
+    };
+    change(&log, &leave, "by hand").await.unwrap();
+    assert_eq!(names(&cluster.layout().left), Vec::<String>::new());
+}

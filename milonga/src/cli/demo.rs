@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use milonga_client::object::Map;
+use milonga_client::reconfigure;
+use milonga_client::verify::VerifyOptions;
 use milonga_client::{ClusterConfig, Log, Span, Term};
 use serde::Serialize;
 
@@ -45,6 +47,8 @@ struct Summary {
     records: u64,
     keys: u32,
     terms: Vec<u64>,
+    /// Entries of log units that were compared with their peers'.
+    checked: u64,
     verified: bool,
 }
 
@@ -113,24 +117,67 @@ async fn tour(context: &Context, cluster: &dev::Child, path: &Path) -> Outcome {
         "5. killed {sequencer} (SIGKILL): {name} issues positions in term {term}"
     ));
 
-    cluster.kill("unit-2")?;
-    dev::restart(cluster.dir(), "unit-2", true)?;
-    let (term, _) = next_term(&log, "healed").await?;
+    let unit = head(&log).await?;
+    cluster.kill(&unit)?;
+    let (term, _) = next_term(&log, "evicted").await?;
     summary.terms.push(term.0);
     say(format_args!(
-        "6. killed unit-2 (SIGKILL) and started it again: a full member of term {term}"
+        "6. killed {unit} (SIGKILL), the head of a chain: left out in term {term}, and {} took its place",
+        spare_of(&log).await?
+    ));
+
+    let healed = heal(&log).await?;
+    summary.terms.push(healed.0);
+    say(format_args!(
+        "7. copied to it what was closed before it came: full strength in term {healed}"
     ));
 
     verify(&log, span, &original).await?;
     keys(&log).await?;
+    let findings =
+        milonga_client::verify::verify(&log, &VerifyOptions::default(), &|_, _| {}).await?;
+    if findings.is_bad() {
+        return Err(Failure::new(
+            Code::Damage,
+            "log units of one chain differ; look with `milonga cluster verify`",
+        ));
+    }
+    summary.checked = findings.checked;
     summary.verified = true;
-    say("7. everything is still there: byte for byte, key for key\n");
+    say(format_args!(
+        "8. everything is still there, byte for byte, key for key; {} copies were compared, none differs\n",
+        findings.checked
+    ));
     context.output.one(&summary, || {
         format!(
             "{} bytes in {} records and {} keys survived two kills, in terms {:?}",
             summary.bytes, summary.records, summary.keys, summary.terms
         )
     })
+}
+
+/// The first unit of the first chain.
+async fn head(log: &Log) -> Outcome<String> {
+    let decided = log.newest_layout().await?;
+    let layout = &decided.layout;
+    let mut units = layout.units_of(&layout.open_segment().chains[0]);
+    let head = units.next().map(|unit| unit.name.to_string());
+    head.ok_or_else(|| Failure::failed("a chain has no units"))
+}
+
+/// The last unit of the first chain.
+async fn spare_of(log: &Log) -> Outcome<String> {
+    let decided = log.newest_layout().await?;
+    let layout = &decided.layout;
+    let units = layout.units_of(&layout.open_segment().chains[0]);
+    let last = units.last().map(|unit| unit.name.to_string());
+    last.ok_or_else(|| Failure::failed("a chain has no units"))
+}
+
+/// Copies what is to be copied. A caretaker may be faster.
+async fn heal(log: &Log) -> Outcome<Term> {
+    reconfigure::heal_all(log, "the demonstration").await?;
+    Ok(log.newest_layout().await?.layout.term)
 }
 
 /// Appends until it works, and says in which term.
