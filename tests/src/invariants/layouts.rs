@@ -119,6 +119,7 @@ mod tests {
             segments,
             spares: vec![],
             lost: vec![],
+            left: vec![],
             settings: Settings {
                 replicas: 2,
                 trust_restarted: true,

@@ -41,8 +41,10 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
             stripe_width: 4,
         };
         // With a disk that forgets beside one that is gone, what is lost is lost.
-        let profile = Profile {
+        // And no power fails: that would take more servers away than the failure.
+        let mut profile = Profile {
             lying: false,
+            torn: false,
             ..profile
         };
         let cluster = match Cluster::start(&world, &profile, &shape).await {
@@ -58,8 +60,14 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
         for _ in 0..5 + random.below(10) {
             appending.append(1 + random.below(3), &[]).await;
         }
+        let wipes = random.below(3) == 0;
+        if wipes {
+            // Without its vote every other one is needed: a message lost is a majority lost.
+            profile.network.lose_ppm = 0;
+            profile.network.straggle_ppm = 0;
+        }
         world.trouble(mild(&profile.network));
-        if random.below(3) == 0 {
+        if wipes {
             let wiped = cluster.servers[0][random.below(3) as usize];
             world.crash(wiped);
             cluster.wipe(wiped);

@@ -75,6 +75,7 @@ pub fn note(workload: &Workload, what: &str, error: &ChangeError) {
         ChangeError::Unproved(_) => "change failed: unproved",
         ChangeError::Copy(_) => "change failed: a copy stopped",
         ChangeError::Stuck { .. } => "change failed: a copy is stuck",
+        ChangeError::NotHeld { .. } => "change failed: the history is not held",
         ChangeError::NoSequencer(_) => "change failed: no sequencer",
         ChangeError::Unconfirmed(_) => "change failed: unconfirmed",
         ChangeError::Outranked => "change failed: outranked",

@@ -91,6 +91,24 @@ fn the_open_segment_starts_above_everything_that_any_server_knows() {
     assert_eq!(next.validate(), Ok(()));
 }
 
+/// P1: nor below what was trimmed, or below where it started; units that hold nothing there say nothing of it.
+#[test]
+fn the_open_segment_never_starts_lower_or_below_a_trim_point() {
+    let mut old = old();
+    old.segments[0].end = Some(Position(5));
+    let mut open = old.segments[0].clone();
+    (open.start, open.end) = (Position(5), None);
+    old.segments.push(open);
+    let mut answers = seals(&[(10, 1, 0), (11, 1, 0)], None);
+    let next = plan(&old, &answers).unwrap();
+    assert_eq!(next.open_segment().start, Position(5));
+
+    let one = answers.units.get_mut(&Identity([10; 16])).unwrap();
+    one.trimmed = Position(9);
+    let next = plan(&old, &answers).unwrap();
+    assert_eq!(next.open_segment().start, Position(9));
+}
+
 fn chain(layout: &Layout, segment: usize) -> Vec<u8> {
     let units = &layout.segments[segment].chains[0].units;
     units.iter().map(|unit| unit.0[0]).collect()
