@@ -9,17 +9,18 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use milonga_host::Moment;
-use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX, TEXT_BYTES_MAX};
+use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{
-    Acceptance, Before, BootstrapPage, Decided, Description, Identity, InvalidLayout, Kind, Layout,
-    LayoutReply, LayoutRequest, Origin, Payload, Position, Rank, Refusal, Sealed, SequencerReply,
-    SequencerRequest, Server, ServerName, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
+    Acceptance, Decided, Description, Identity, InvalidLayout, Kind, Layout, LayoutReply,
+    LayoutRequest, Origin, Payload, Position, Rank, Refusal, Sealed, SequencerReply,
+    SequencerRequest, Server, ServerName, Term, UnitReply, UnitRequest,
 };
 
 use crate::calls::{Failure, peer, unexpected};
 use crate::chain::ChainError;
 use crate::layouts::LayoutsError;
 use crate::log::Log;
+use crate::reconfigure::finish::finish;
 use crate::reconfigure::phases::Phases;
 use crate::reconfigure::plan::{Change, PlanError, Seals, next};
 use crate::reconfigure::servers;
@@ -34,10 +35,6 @@ const STARTING: Duration = Duration::from_secs(5);
 const YIELD: Duration = Duration::from_millis(40);
 /// How often a proposer that was outranked tries again.
 const TRIES: u32 = 8;
-/// Positions that one step of a restore covers.
-const RESTORE_POSITIONS: u64 = 1_024;
-/// Stream tails pages that a bootstrap may take: 64 million streams.
-const PAGES_MAX: u32 = 16_384;
 
 /// Why a change of layout did not come about. Nothing is lost by it; any control client may try again.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -604,257 +601,5 @@ async fn seal_sequencer(
     {
         SequencerReply::Sealed { counter } => Ok((server, counter)),
         _ => Err(unexpected(server.name.as_str())),
-    }
-}
-
-/// Puts a decided layout to work: every unit hears where its open segment starts, the sequencer its stream tails.
-pub(crate) async fn finish(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
-    match put_to_work(log, decided).await {
-        // Somebody has sealed a later term, and goes on from there.
-        Err(ChangeError::Server(failure))
-            if matches!(failure.refusal(), Some(Refusal::StaleTerm { .. })) =>
-        {
-            Ok(())
-        }
-        finished => finished,
-    }
-}
-
-async fn put_to_work(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
-    let layout = &decided.layout;
-    let announce = UnitRequest::Announce {
-        start: layout.open_segment().start,
-    };
-    let announced = layout.units.iter().map(|unit| {
-        let request = announce.clone();
-        async move {
-            match log
-                .shared
-                .calls
-                .unit(unit, layout.term, request, Payload::new())
-                .await?
-            {
-                (UnitReply::Announced, _) => Ok(()),
-                _ => Err(unexpected(unit.name.as_str())),
-            }
-        }
-    });
-    // A term that a majority of its layout servers does not know cannot be confirmed, nor followed.
-    let (announced, held) = tokio::join!(biased; join_all(announced), servers::hold(log, decided));
-    held?;
-    for (unit, result) in layout.units.iter().zip(announced) {
-        // Who holds nothing but closed ranges may be silent: it is listed for what only it may hold.
-        if !is_closed_only(layout, unit) {
-            result?;
-        }
-    }
-    bootstrap(log, decided).await?;
-    let (restorer, decided) = (log.clone(), decided.clone());
-    log.host()
-        .tasks
-        .spawn(async move { restore_lacking(&restorer, &decided.layout).await });
-    Ok(())
-}
-
-/// Gives the sequencer of `decided` the tails of all streams, read from every unit of the layout.
-async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
-    let layout = &decided.layout;
-    let probe = log
-        .shared
-        .calls
-        .sequencer(&layout.sequencer, layout.term, SequencerRequest::Probe)
-        .await?;
-    if matches!(probe, SequencerReply::Probed { serving: true }) {
-        return Ok(());
-    }
-    let mut tails: BTreeMap<StreamId, Before> = BTreeMap::new();
-    // Below here, what a silent unit may hold is in no other tail (H39).
-    let mut doubt = Position::FIRST;
-    let units = layout.units.iter();
-    let told = join_all(units.map(|unit| stream_tails(log, unit, layout.term))).await;
-    for (unit, told) in layout.units.iter().zip(told) {
-        let told = match told {
-            Err(_) if is_closed_only(layout, unit) => {
-                doubt = doubt.max(last_of(layout, unit));
-                continue;
-            }
-            told => told?,
-        };
-        for (stream, last) in told {
-            merge(
-                tails.entry(stream).or_insert_with(|| Before::Known(vec![])),
-                last,
-            );
-        }
-    }
-    tails.values_mut().for_each(|tail| doubt_below(tail, doubt));
-    let complete = doubt == Position::FIRST;
-    let driver = log.host().random.id();
-    let tails: Vec<StreamTail> = tails
-        .into_iter()
-        .map(|(stream, last)| StreamTail { stream, last })
-        .collect();
-    let pages = tails.len().div_ceil(STREAM_TAILS_PAGE_MAX as usize).max(1);
-    for page in 0..pages {
-        let from = page * STREAM_TAILS_PAGE_MAX as usize;
-        let part = tails
-            .iter()
-            .skip(from)
-            .take(STREAM_TAILS_PAGE_MAX as usize)
-            .cloned()
-            .collect();
-        let request = SequencerRequest::Bootstrap(Box::new(BootstrapPage {
-            decided: decided.clone(),
-            complete,
-            driver,
-            page: page as u32,
-            last: page + 1 == pages,
-            tails: part,
-        }));
-        match log
-            .shared
-            .calls
-            .sequencer(&layout.sequencer, layout.term, request)
-            .await?
-        {
-            SequencerReply::Bootstrapped { serving } if serving || page + 1 < pages => {}
-            _ => return Err(unexpected(layout.sequencer.name.as_str()).into()),
-        }
-    }
-    Ok(())
-}
-
-async fn stream_tails(
-    log: &Log,
-    unit: &Server,
-    term: Term,
-) -> Result<Vec<(StreamId, Before)>, Failure> {
-    let (mut all, mut after): (Vec<(StreamId, Before)>, Option<StreamId>) = (vec![], None);
-    for _ in 0..PAGES_MAX {
-        let request = UnitRequest::StreamTails {
-            after,
-            count_max: STREAM_TAILS_PAGE_MAX,
-        };
-        match log
-            .shared
-            .calls
-            .unit(unit, term, request, Payload::new())
-            .await?
-        {
-            (UnitReply::StreamTails { tails, more }, _) => {
-                let last = tails.last().map(|(stream, _)| *stream);
-                all.extend(tails);
-                if !more || last.is_none() || last <= after {
-                    return Ok(all);
-                }
-                after = last;
-            }
-            _ => break,
-        }
-    }
-    Err(unexpected(unit.name.as_str()))
-}
-
-/// Where the last closed segment ends that names `unit`.
-fn last_of(layout: &Layout, unit: &Server) -> Position {
-    let segments = layout.segments.iter();
-    let naming = segments.filter(|segment| {
-        let mut chains = segment.chains.iter();
-        chains.any(|chain| chain.units.contains(&unit.identity))
-    });
-    naming
-        .filter_map(|segment| segment.end)
-        .max()
-        .unwrap_or_default()
-}
-
-/// Makes a tail unknown unless all K positions of it lie at or above `doubt`.
-fn doubt_below(tail: &mut Before, doubt: Position) {
-    if let Before::Known(known) = tail
-        && doubt > Position::FIRST
-        && !(known.len() >= BACKPOINTERS && known.iter().all(|position| *position >= doubt))
-    {
-        *tail = Before::Unknown;
-    }
-}
-
-/// The last K positions that either knows. Where one does not know, nobody does.
-fn merge(into: &mut Before, other: Before) {
-    match (&mut *into, other) {
-        (Before::Known(known), Before::Known(more)) => {
-            known.extend(more);
-            known.sort_unstable_by(|a, b| b.cmp(a));
-            known.dedup();
-            known.truncate(BACKPOINTERS);
-        }
-        (Before::Unknown, _) => {}
-        (_, Before::Unknown) => *into = Before::Unknown,
-    }
-}
-
-/// Restores, below the open segment, whatever any unit of a chain lacks. What cannot be restored now is restored by whoever
-/// meets it, or the next time.
-async fn restore_lacking(log: &Log, layout: &Layout) {
-    for (chain, stripes) in layout.chains() {
-        let closed = stripes
-            .span
-            .intersect(Span::new(Position::FIRST, layout.open_segment().start));
-        if closed.is_empty() {
-            continue;
-        }
-        let chain = log.chain(layout, chain);
-        let mut restored = Position::FIRST;
-        loop {
-            let marks = join_all(chain.all().map(|unit| chain.settled_at(unit, stripes))).await;
-            let lacking = marks
-                .into_iter()
-                .filter_map(Result::ok)
-                .min()
-                .unwrap_or(closed.end);
-            let window = Span::new(lacking, lacking.plus(RESTORE_POSITIONS)).intersect(closed);
-            let run = stripes.run_from(lacking).map(|run| run.intersect(window));
-            let Some(run) = run.filter(|run| !run.is_empty() && run.end > restored) else {
-                break;
-            };
-            if !log.restore(run).await {
-                break;
-            }
-            restored = run.end;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// H39: one unit that does not know makes the stream's past unknown, not shorter.
-    #[test]
-    fn merged_tails_are_the_newest_of_all_units_or_unknown() {
-        let known =
-            |positions: &[u64]| Before::Known(positions.iter().map(|p| Position(*p)).collect());
-        let mut tail = known(&[9, 4]);
-        merge(&mut tail, known(&[9, 8, 7, 6]));
-        assert_eq!(tail, known(&[9, 8, 7, 6]));
-        merge(&mut tail, Before::Unknown);
-        merge(&mut tail, known(&[11]));
-        assert_eq!(tail, Before::Unknown);
-    }
-
-    /// H39: a silent unit of a closed range may hold positions of any stream.
-    #[test]
-    fn a_tail_that_reaches_below_what_a_silent_unit_may_hold_is_unknown() {
-        let known =
-            |positions: &[u64]| Before::Known(positions.iter().map(|p| Position(*p)).collect());
-        for (tail, doubt, sure) in [
-            (known(&[9, 8, 7, 6]), 6, true),
-            (known(&[9, 8, 7, 6]), 7, false),
-            (known(&[9, 8, 7]), 5, false),
-            (known(&[]), 0, true),
-        ] {
-            let mut doubted = tail.clone();
-            doubt_below(&mut doubted, Position(doubt));
-            assert_eq!(doubted, if sure { tail } else { Before::Unknown });
-        }
     }
 }

@@ -12,7 +12,8 @@ use milonga_wire::{
 
 use crate::calls::{Failure, unexpected};
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, finish};
+use crate::reconfigure::drive::ChangeError;
+use crate::reconfigure::finish::finish;
 
 /// What the first layout should be, by address.
 #[derive(Clone, Debug)]

@@ -17,6 +17,7 @@ mod attend;
 mod by_hand;
 mod carry_out;
 mod drive;
+mod finish;
 mod genesis;
 mod heal;
 mod opinion;
