@@ -298,7 +298,7 @@ fn refused_changes_say_why_and_what_to_do() {
     bench.refuse(
         4,
         &["add-unit", "0", &used],
-        &["e-1", "not blank", "empty directory"],
+        &["e-1", "not blank", "reset-unit"],
     );
     bench.refuse(
         3,
