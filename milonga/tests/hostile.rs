@@ -293,14 +293,18 @@ fn positions_and_records_out_of_bounds_are_refused_and_gaps_are_told() {
     dev.run(&["log", "append", "after all that"]).done();
 }
 
-/// A unit that stands still for a while: a clear outcome within the deadline's order, and then all goes on.
+/// A unit stands still, and no majority can leave it out: a clear outcome within the deadline's order, and then all goes on.
 #[test]
 fn a_unit_that_stands_still_costs_an_outcome_at_most() {
     let dev = Dev::start(&SMALL);
     dev.run(&["log", "append", "before"]).done();
-    signal(dev.pid("unit-2"), Signal::STOP);
+    for name in ["layout-1", "unit-2"] {
+        signal(dev.pid(name), Signal::STOP);
+    }
     let unknown = dev.run(&["--deadline", "3s", "log", "append", "held up", "-o", "json"]);
-    signal(dev.pid("unit-2"), Signal::CONT);
+    for name in ["layout-1", "unit-2"] {
+        signal(dev.pid(name), Signal::CONT);
+    }
     unknown.refused(6, &["--resume"]);
     let stamp = unknown.json()["stamp"].as_str().unwrap().to_owned();
 
@@ -311,6 +315,22 @@ fn a_unit_that_stands_still_costs_an_outcome_at_most() {
         dev.run(&["log", "read", "0..", "--raw"]).done().out,
         "before\nheld up\nafter\n"
     );
+}
+
+/// A unit stands still, and is left out. What it says when it comes back is believed by nobody.
+#[test]
+fn a_unit_that_stands_still_is_left_out() {
+    let dev = Dev::start(&SMALL);
+    dev.run(&["log", "append", "before"]).done();
+    signal(dev.pid("unit-2"), Signal::STOP);
+    dev.run(&["log", "append", "without it"]).done();
+    signal(dev.pid("unit-2"), Signal::CONT);
+    dev.run(&["log", "append", "after"]).done();
+    assert_eq!(
+        dev.run(&["log", "read", "0..", "--raw"]).done().out,
+        "before\nwithout it\nafter\n"
+    );
+    dev.run(&["cluster", "verify"]).done();
 }
 
 /// What was begun is seen through, and the user is told how far it came.
