@@ -46,6 +46,9 @@ pub(super) struct Dev {
     /// Runs all servers in this process, each on a thread of its own.
     #[arg(long)]
     in_process: bool,
+    /// Runs no caretakers until it is started again: control clients alone look after the cluster.
+    #[arg(long)]
+    no_caretaker: bool,
     /// Ends with the process of this id, which started it.
     #[arg(long, hide = true)]
     parent: Option<u32>,
@@ -105,6 +108,7 @@ impl Dev {
                     dir: self.dir.unwrap_or_else(|| DEV_DIR.into()),
                     port_base: self.port_base,
                     in_process: self.in_process,
+                    caretaker: !self.no_caretaker,
                 };
                 wait(context, run.until_a_signal())
             }

@@ -27,7 +27,13 @@ const CLIENTS: [(&str, Certified); 4] = [
 const CARETAKER: &str = "caretaker";
 
 /// Writes whatever is missing.
-pub(super) fn prepare(dir: &Path, plan: &Plan, clock: &Clock, random: &Random) -> Outcome {
+pub(super) fn prepare(
+    dir: &Path,
+    plan: &Plan,
+    caretaker: bool,
+    clock: &Clock,
+    random: &Random,
+) -> Outcome {
     let certs = dir.join("certs");
     if !certs.join("ca.pem").exists() {
         certificates::create_authority(&certs, clock, random, DAYS, true)?;
@@ -43,7 +49,7 @@ pub(super) fn prepare(dir: &Path, plan: &Plan, clock: &Clock, random: &Random) -
             Role::LogUnit => Certified::LogUnit,
         };
         issue(&certs, &server.name, role, clock)?;
-        let text = settings(plan, server).to_string();
+        let text = settings(plan, server, caretaker).to_string();
         for folder in ["config", "logs"] {
             let folder = dir.join(folder);
             std::fs::create_dir_all(&folder).map_err(|why| Failure::file(&folder, why))?;
@@ -66,7 +72,7 @@ fn issue(certs: &Path, name: &str, role: Certified, clock: &Clock) -> Outcome {
 }
 
 /// The configuration of one server; its paths are relative to the folder it lies in.
-fn settings(plan: &Plan, server: &Planned) -> Table {
+fn settings(plan: &Plan, server: &Planned, caretaker: bool) -> Table {
     let text = |text: &str| Value::String(text.to_owned());
     let addresses = plan.layout_servers();
     let layout = addresses.iter().map(|address| text(address.as_str()));
@@ -85,6 +91,7 @@ fn settings(plan: &Plan, server: &Planned) -> Table {
         }
         Role::Layout => {
             table.insert("dir".into(), dir);
+            table.insert("caretaker".into(), Value::Boolean(caretaker));
             for (key, end) in [("caretaker-cert", "pem"), ("caretaker-key", "key")] {
                 table.insert(key.into(), text(&format!("../certs/{CARETAKER}.{end}")));
             }

@@ -29,6 +29,8 @@ pub(crate) struct Run {
     pub(crate) shape: Option<Shape>,
     pub(crate) port_base: Option<u16>,
     pub(crate) in_process: bool,
+    /// Whether caretakers run beside the layout servers.
+    pub(crate) caretaker: bool,
 }
 
 impl Run {
@@ -41,7 +43,8 @@ impl Run {
         } else {
             Mode::Processes
         };
-        let mut supervisor = Supervisor::open(&self.dir, mode, self.shape, self.port_base).await?;
+        let mut supervisor =
+            Supervisor::open(&self.dir, mode, self.shape, self.port_base, self.caretaker).await?;
         let door = Door::open(supervisor.dir())?;
         let tasks = milonga_host::Tasks::new();
         let mut ending = std::pin::pin!(shutdown.requested(&tasks));
@@ -271,7 +274,8 @@ impl DevBuilder {
             (Some(own), _) => own.path().to_owned(),
             (None, dir) => dir.unwrap_or_default(),
         };
-        let mut supervisor = Supervisor::open(&dir, Mode::Threads, Some(self.shape), None).await?;
+        let mut supervisor =
+            Supervisor::open(&dir, Mode::Threads, Some(self.shape), None, true).await?;
         let (log, transport) = supervisor.start().await?;
         Ok(DevCluster {
             log,

@@ -109,6 +109,7 @@ impl Supervisor {
         mode: Mode,
         shape: Option<Shape>,
         port_base: Option<u16>,
+        caretaker: bool,
     ) -> Outcome<Self> {
         let (clock, random) = (Clock::real(), Random::real());
         let disk = FsDisk::at(dir).map_err(|why| Failure::file(dir, why))?;
@@ -122,7 +123,7 @@ impl Supervisor {
         let dir = dir.canonicalize().map_err(|why| Failure::file(dir, why))?;
         end_leftovers(&dir, &clock).await;
         let plan = Plan::open(&dir, shape, port_base, &random)?;
-        files::prepare(&dir, &plan, &clock, &random)?;
+        files::prepare(&dir, &plan, caretaker, &clock, &random)?;
         let servers = plan.servers.iter().cloned();
         Ok(Self {
             slots: servers

@@ -3,6 +3,9 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod load;
+pub(crate) mod net;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -168,6 +171,14 @@ impl Dev {
         let listed = self.processes();
         let entry = listed.iter().find(|entry| entry["name"] == name).unwrap();
         entry["address"].as_str().unwrap().to_owned()
+    }
+
+    /// Sends a signal to one server.
+    pub(crate) fn signal(&self, name: &str, signal: Signal) {
+        let listed = self.processes();
+        let entry = listed.iter().find(|entry| entry["name"] == name).unwrap();
+        let pid = i32::try_from(entry["pid"].as_i64().unwrap()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 
     /// Kills every process there is, the parent first or last.
