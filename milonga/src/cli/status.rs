@@ -131,7 +131,7 @@ impl Status {
             standbys: rows(&sight.standbys),
             segments: segments(layout),
             units: rows(&sight.units),
-            spares: rows(&sight.spares),
+            spares: sight.spares.iter().map(Row::of_spare).collect(),
             lost: layout
                 .lost
                 .iter()
@@ -249,6 +249,20 @@ impl Row {
             term: said.map(|said| said.term.0),
             highest: said.and_then(|said| said.end.0.checked_sub(1)),
             bytes: said.filter(|_| is_unit).map(|said| said.bytes),
+        }
+    }
+
+    /// A spare takes part in no term, whatever was sealed at it.
+    fn of_spare(seen: &Seen) -> Self {
+        let row = Self::of(seen);
+        let is_ready = matches!(row.state.as_str(), "restarted" | "sealed");
+        Self {
+            state: if is_ready {
+                "ready".to_owned()
+            } else {
+                row.state
+            },
+            ..row
         }
     }
 
