@@ -280,8 +280,11 @@ impl Row {
     }
 }
 
+/// In the order of their names, `unit-10` behind `unit-9`.
 fn rows(seen: &[Seen]) -> Vec<Row> {
-    seen.iter().map(Row::of).collect()
+    let mut rows: Vec<Row> = seen.iter().map(Row::of).collect();
+    rows.sort_by(|a, b| (a.name.len(), &a.name).cmp(&(b.name.len(), &b.name)));
+    rows
 }
 
 fn state(seen: &Seen) -> String {
