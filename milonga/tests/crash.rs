@@ -95,6 +95,8 @@ fn an_append_whose_outcome_is_unknown_prints_a_stamp_that_any_process_resumes() 
         "0",
     ]);
     dev.run(&["log", "append", "before"]).done();
+    // Nobody can leave the unit out.
+    dev.tell("stop", "layout-1", &["--kill"]).done();
     dev.tell("stop", "unit-2", &["--kill"]).done();
 
     let unknown = dev.run(&[
@@ -110,6 +112,7 @@ fn an_append_whose_outcome_is_unknown_prints_a_stamp_that_any_process_resumes() 
     let stamp = unknown.json()["stamp"].as_str().unwrap().to_owned();
 
     dev.tell("restart", "unit-2", &[]).done();
+    dev.tell("restart", "layout-1", &[]).done();
     dev.run(&["cluster", "status", "--wait", "--deadline", "60s"])
         .done();
     let resumed = dev
