@@ -13,7 +13,8 @@
 //! - Q3 A call during back-off fails at once with the last reason: its caller knows better than to wait, it may have
 //!   another server to ask. While a first attempt is under way, calls wait for it within their deadline.
 //! - Q4 A connection over which nothing at all comes for a while though calls wait is given up, and they are told.
-//!   A slow server is not silent: what is sent to ask it is acknowledged, whatever its disk does.
+//!   A slow server is not silent: what is sent to ask it is acknowledged. One whose only thread stands still is, be it in
+//!   its disk.
 
 mod bytes;
 mod calls;

@@ -5,17 +5,23 @@
 //! whether that term's layout was announced to it. A proposer that would list it meanwhile must have sealed it in the next
 //! term, and then the reset is refused; or finds it gone, and cannot.
 
+use std::time::Duration;
+
 use milonga_wire::{
     Address, Description, Identity, Incarnation, Kind, Layout, Payload, Server, ServerName, Term,
     UnitReply, UnitRequest,
 };
 
-use milonga_host::Peer;
 use milonga_host::net::PeerKind;
+use milonga_host::{Host, Peer};
 
 use crate::calls::{Failure, unexpected};
 use crate::layouts::LayoutsError;
 use crate::log::Log;
+
+/// Between two looks at a unit whose answer to a reset was lost, and how many there are.
+const EMPTIED_PAUSE: Duration = Duration::from_millis(500);
+const EMPTIED_LOOKS: u32 = 40;
 
 /// A unit that holds nothing and that no layout lists.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -94,19 +100,42 @@ pub async fn reset_left_unit(log: &Log, address: &Address) -> Result<Reset, Rese
         UnitRequest::Reset { of },
         Payload::new(),
     );
-    match asked.await? {
-        (
+    match asked.await {
+        Ok((
             UnitReply::Reset {
                 identity,
                 incarnation,
             },
             _,
-        ) => Ok(Reset {
+        )) => Ok(Reset {
             unit: server(&found, address, identity, incarnation),
             before: Some(of),
         }),
-        _ => Err(unexpected(found.name.as_str()).into()),
+        Ok(_) => Err(unexpected(found.name.as_str()).into()),
+        // Files of many gigabytes take longer to remove than a call waits.
+        Err(failure @ Failure::Call(_)) => match emptied(log, &peer, of).await {
+            Some(unit) => Ok(Reset {
+                unit: server(&unit, address, unit.identity, unit.incarnation),
+                before: Some(of),
+            }),
+            None => Err(failure.into()),
+        },
+        Err(failure) => Err(failure.into()),
     }
+}
+
+/// The unit, once it says that it is another one now, and blank.
+async fn emptied(log: &Log, peer: &Peer, of: Identity) -> Option<Description> {
+    let Host { clock, random, .. } = log.host();
+    for _ in 0..EMPTIED_LOOKS {
+        clock.sleep(random.jittered(EMPTIED_PAUSE)).await;
+        let found = log.shared.calls.describe(peer).await.ok();
+        let found = found.filter(|found| found.identity != of && found.blank);
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
 }
 
 fn is_listed(layout: &Layout, identity: Identity) -> bool {
@@ -284,5 +313,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Removing what it held takes longer than the call: the outcome is looked for.
+    #[tokio::test(start_paused = true)]
+    async fn a_reset_whose_answer_is_lost_is_found_done() {
+        let (cluster, log, unit) = left("u-02").await;
+        cluster.rule(once("u-02", "reset", Fault::LoseReply));
+        let reset = reset_left_unit(&log, &unit.address).await.unwrap();
+        assert_eq!(reset.before, Some(unit.identity));
+        assert_ne!(reset.unit.identity, unit.identity);
     }
 }
