@@ -511,7 +511,14 @@ impl State {
             return match head.request {
                 Request::Describe => {
                     let (is_blank, spoken) = (unit.is_blank(), [unit.end(), unit.trimmed()]);
-                    Ok(described(&server, Kind::LogUnit, term, is_blank, spoken))
+                    Ok(described(
+                        &server,
+                        Kind::LogUnit,
+                        term,
+                        is_blank,
+                        spoken,
+                        unit.damaged(),
+                    ))
                 }
                 Request::Unit(request) => {
                     let (reply, payload) = unit.serve(head.term, request, payload)?;
@@ -533,7 +540,14 @@ impl State {
                 Request::Describe => {
                     let spoken = [sequencer.counter().unwrap_or_default(), Position::FIRST];
                     let is_blank = sequencer.counter().is_none();
-                    Ok(described(&server, Kind::Sequencer, term, is_blank, spoken))
+                    Ok(described(
+                        &server,
+                        Kind::Sequencer,
+                        term,
+                        is_blank,
+                        spoken,
+                        0,
+                    ))
                 }
                 Request::Sequencer(request) => {
                     let reply = sequencer.serve(head.term, request, &self.layout)?;
@@ -561,6 +575,7 @@ impl State {
                     term,
                     is_blank,
                     [Position::FIRST; 2],
+                    0,
                 ))
             }
             Request::Layout(request) => {

@@ -2,7 +2,8 @@
 //!
 //! Spares take places and get copies (`heal.rs`). A unit that was left out because it was silent comes back when it has
 //! answered for a while: reset first, so that it holds nothing that was decided otherwise since (H7, H14), then as a spare.
-//! A link that flaps costs one such return a minute at most.
+//! A link that flaps costs one such return a minute at most. While the cluster misses anything that it was given, nobody is
+//! emptied unasked: the last copy may be there.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -76,13 +77,29 @@ async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
     steady.retain(|identity, _| answering.iter().any(|unit| unit.identity == *identity));
     for unit in &answering {
         let since = *steady.entry(unit.identity).or_insert(now);
-        if now.since(since) >= STEADY
-            && let Err(error) = bring_back(log, unit).await
-        {
+        if now.since(since) < STEADY {
+            continue;
+        }
+        if misses_something(log, &known.layout).await {
+            tracing::warn!(unit = %unit.name, "a unit that left is not emptied while the cluster misses something that it may hold");
+        } else if let Err(error) = bring_back(log, unit).await {
             tracing::info!(%error, unit = %unit.name, "a unit that left cannot come back yet");
         }
     }
     !answering.is_empty()
+}
+
+/// Whether something is out of reach, damaged or lost, as far as the layout and its units say.
+async fn misses_something(log: &Log, layout: &Layout) -> bool {
+    let units = layout.units.iter();
+    let whole = join_all(units.map(|unit| async move {
+        let said = describe(log, unit, Kind::LogUnit).await;
+        said.is_ok_and(|said| said.damaged == 0)
+    }));
+    let mut chains = layout.chains();
+    !layout.lost.is_empty()
+        || chains.any(|(chain, _)| chain.unreachable)
+        || whole.await.contains(&false)
 }
 
 async fn bring_back(

@@ -8,13 +8,14 @@ pub(super) fn wrong_kind() -> Refusal {
     }
 }
 
-/// What a server says of itself; of positions, its end and its trim point.
+/// What a server says of itself; of positions, its end and its trim point, and how many are damaged.
 pub(super) fn described(
     server: &Server,
     kind: Kind,
     term: Term,
     blank: bool,
     [end, trimmed]: [Position; 2],
+    damaged: u64,
 ) -> (Reply, Payload) {
     let description = Description {
         kind,
@@ -29,7 +30,7 @@ pub(super) fn described(
         reads: 0,
         state: "serving".to_owned(),
         version: "test".to_owned(),
-        damaged: 0,
+        damaged,
     };
     (Reply::Described(description.into()), Payload::new())
 }

@@ -146,6 +146,10 @@ impl Unit {
         self.trimmed
     }
 
+    pub(super) fn damaged(&self) -> u64 {
+        self.damaged.len() as u64
+    }
+
     pub(super) fn end(&self) -> Position {
         let last = self.entries.last_key_value();
         last.map_or(Position::FIRST, |(position, _)| position.next())
