@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use milonga_host::Moment;
 use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{
@@ -464,7 +465,7 @@ async fn whole(
     join_all(answers).await.into_iter().flatten().collect()
 }
 
-/// Sends `request` to every layout server of `previous`; a majority must agree.
+/// Sends `request` to every layout server of `previous`; a majority must agree, and no more than that are waited for.
 async fn ask_all(
     log: &Log,
     previous: &Decided,
@@ -486,8 +487,10 @@ async fn ask_all(
         };
         (server, answer)
     });
+    let needed = previous.layout.majority();
+    let mut running: FuturesUnordered<_> = calls.collect();
     let (mut agreed, mut why, mut outdone, mut forbidden) = (vec![], vec![], false, None);
-    for (server, answer) in join_all(calls).await {
+    while let Some((server, answer)) = running.next().await {
         match answer {
             Ok(reply) => agreed.push((server.clone(), reply)),
             Err(failure) => {
@@ -503,10 +506,10 @@ async fn ask_all(
                 why.push(failure.to_string());
             }
         }
-    }
-    let needed = previous.layout.majority();
-    if agreed.len() >= needed {
-        return Ok(agreed);
+        // The rest may be down, and service stands still.
+        if agreed.len() >= needed {
+            return Ok(agreed);
+        }
     }
     if outdone {
         return Err(Step::Again);
@@ -545,6 +548,18 @@ pub(super) async fn teach(log: &Log, server: &Server, newest: Option<Term>, upto
         .calls
         .layout(server, upto.layout.term, learn)
         .await;
+}
+
+/// How long a server is waited for that nothing depends on, while service may stand still.
+const BRIEFLY: Duration = Duration::from_millis(250);
+
+/// Whether a server answers before long.
+pub(super) async fn answers_soon(log: &Log, server: &Server, kind: Kind) -> bool {
+    let said = log
+        .host()
+        .clock
+        .within(BRIEFLY, describe(log, server, kind));
+    matches!(said.await, Ok(Ok(_)))
 }
 
 pub(super) async fn describe(

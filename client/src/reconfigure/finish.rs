@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX};
 use milonga_wire::{
-    Before, BootstrapPage, Decided, Layout, Payload, Position, Refusal, SequencerReply,
+    Before, BootstrapPage, Decided, Kind, Layout, Payload, Position, Refusal, SequencerReply,
     SequencerRequest, Server, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
 };
 
 use crate::calls::{Failure, unexpected};
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, is_closed_only};
+use crate::reconfigure::drive::{ChangeError, answers_soon, is_closed_only};
 use crate::reconfigure::servers;
 
 /// Positions that one step of a restore covers.
@@ -43,6 +43,9 @@ async fn put_to_work(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
     let announced = layout.units.iter().map(|unit| {
         let request = announce.clone();
         async move {
+            if !is_there(log, layout, unit).await {
+                return Ok(());
+            }
             match log
                 .shared
                 .calls
@@ -71,6 +74,11 @@ async fn put_to_work(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
     Ok(())
 }
 
+/// Whether the term waits for `unit`: not for one that only closed ranges need and that does not answer soon.
+async fn is_there(log: &Log, layout: &Layout, unit: &Server) -> bool {
+    !is_closed_only(layout, unit) || answers_soon(log, unit, Kind::LogUnit).await
+}
+
 /// Gives the sequencer of `decided` the tails of all streams, read from every unit of the layout.
 async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
     let layout = &decided.layout;
@@ -86,14 +94,21 @@ async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
     // Below here, what a silent unit may hold is in no other tail (H39).
     let mut doubt = Position::FIRST;
     let units = layout.units.iter();
-    let told = join_all(units.map(|unit| stream_tails(log, unit, layout.term))).await;
+    let told = units.map(|unit| async move {
+        if is_there(log, layout, unit).await {
+            stream_tails(log, unit, layout.term).await.map(Some)
+        } else {
+            Ok(None)
+        }
+    });
+    let told = join_all(told).await;
     for (unit, told) in layout.units.iter().zip(told) {
         let told = match told {
-            Err(_) if is_closed_only(layout, unit) => {
+            Err(_) | Ok(None) if is_closed_only(layout, unit) => {
                 doubt = doubt.max(last_of(layout, unit));
                 continue;
             }
-            told => told?,
+            told => told?.unwrap_or_default(),
         };
         for (stream, last) in told {
             merge(

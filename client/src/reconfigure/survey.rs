@@ -8,7 +8,7 @@ use milonga_wire::{Description, Identity, Kind, Layout, Server, ServerName};
 
 use crate::calls::Failure;
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, describe, is_closed_only};
+use crate::reconfigure::drive::{ChangeError, answers_soon, describe, is_closed_only};
 use crate::reconfigure::opinion::{self, Verdict};
 use crate::reconfigure::plan::{Change, PlanError};
 
@@ -20,7 +20,8 @@ pub(super) struct Survey {
     /// A unit or the sequencer runs in another process start than the layout lists, or a unit of a closed range that could not
     /// be sealed in this term is back.
     pub restarted: bool,
-    /// Who is in trouble as a majority of the layout servers sees it, and standbys that do not answer.
+    /// Who is in trouble as a majority of the layout servers sees it, and standbys and spares that do not answer soon: they are
+    /// not waited for once service stands still.
     pub absent: BTreeSet<Identity>,
     /// Of those, some that the open segment or the issuing of positions needs.
     is_lamed: bool,
@@ -61,12 +62,13 @@ impl Survey {
                 find(log, layout, server, kind, is_suspect).await,
             )
         }));
-        let standbys = layout.standbys.iter();
-        let standbys = join_all(standbys.map(|server| async move {
-            let answers = describe(log, server, Kind::Sequencer).await.is_ok();
+        let standbys = layout.standbys.iter().map(|one| (one, Kind::Sequencer));
+        let spares = layout.spares.iter().map(|one| (one, Kind::LogUnit));
+        let ready = join_all(standbys.chain(spares).map(|(server, kind)| async move {
+            let answers = answers_soon(log, server, kind).await;
             (server, answers)
         }));
-        let (found, standbys) = join(found, standbys).await;
+        let (found, ready) = join(found, ready).await;
         let mut survey = Self::default();
         let mut back = vec![];
         for (server, kind, found) in found {
@@ -91,7 +93,7 @@ impl Survey {
         // A later term can seal them, if they are well: one that cannot be sealed would be back in every term.
         let back = join_all(back).await;
         survey.restarted |= back.contains(&Verdict::Unfounded);
-        let silent = standbys.into_iter().filter(|(_, answers)| !answers);
+        let silent = ready.into_iter().filter(|(_, answers)| !answers);
         survey
             .absent
             .extend(silent.map(|(server, _)| server.identity));

@@ -326,3 +326,42 @@ async fn a_unit_that_left_comes_back_as_another_one_and_gets_everything() {
     change(&log, &leave, "by hand").await.unwrap();
     assert_eq!(names(&cluster.layout().left), Vec::<String>::new());
 }
+
+/// While anything is missing, the unit that left may hold the last copy of it: nobody empties it unasked.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_left_is_not_emptied_while_something_is_missing() {
+    let cluster = Cluster::new(1, 3, 1);
+    let log = cluster.client(Role::Control);
+    fill_up(&log, 0, 10).await;
+    dead(&cluster, "u-01");
+    fill_up(&log, 10, 20).await;
+    cluster.heal();
+    cluster.damage("u-00", 3);
+    cluster.damage("u-02", 3);
+
+    attend(&log).await;
+
+    assert_eq!(cluster.layout().left.len(), 1);
+    assert!(cluster.slot("u-01", 3).is_some());
+}
+
+/// A spare, a standby and a layout server that stand still cost a change no call's deadline: service stands still meanwhile.
+#[tokio::test(start_paused = true)]
+async fn who_is_not_needed_does_not_hold_a_change_up() {
+    let cluster = Cluster::with_layout_servers(1, 2, 1, 3);
+    let (log, _) = with_spare(&cluster).await;
+    fill_up(&log, 0, 3).await;
+    let gate = Gate::new();
+    cluster.rule(move |server, _| {
+        let stands_still = ["s-0", "q-1", "l-2"].contains(&server);
+        stands_still.then(|| Fault::Hold(gate.clone()))
+    });
+    let clock = &log.host().clock;
+    let began = clock.now();
+
+    rebuild(&log, "a test").await.unwrap();
+
+    assert!(clock.now().since(began) < log.options().call);
+    fill_up(&log, 3, 6).await;
+    assert_eq!(records(&log).await, numbers(6));
+}
