@@ -58,7 +58,7 @@ impl Shared {
                     self.enqueue(seal);
                 } else {
                     let asked = seal.asked.term;
-                    let current = lock(&self.core).unit.term();
+                    let current = lock(&self.standing).term;
                     let refusal = Refusal::TermJump { asked, current };
                     seal.respond.send(Err(refusal));
                 }
