@@ -119,6 +119,16 @@ impl Node {
             .map(|(number, term)| (address(number), term.map(Term)))
             .collect();
         let layout_servers = newest.keys().cloned().collect();
+        Self::beside(newest, layout_servers, queue_bytes_max, scrub)
+    }
+
+    /// Configured with `layout_servers`, in a network of those that know `newest`.
+    fn beside(
+        newest: BTreeMap<Address, Option<Term>>,
+        layout_servers: Vec<Address>,
+        queue_bytes_max: usize,
+        scrub: Option<Scrub>,
+    ) -> Self {
         let clock = Clock::simulated(0, 0);
         let host = Host {
             net: Arc::new(Layouts {
@@ -398,6 +408,24 @@ async fn a_seal_that_skips_terms_waits_for_a_layout_servers_word_and_holds_nobod
     };
     assert_eq!(sealed.end, Position(1));
     assert_eq!(node.store.durable().term, Term(7));
+}
+
+/// Layout servers are replaced while a unit is away: those that it was configured with name the ones that know more.
+#[tokio::test(start_paused = true)]
+async fn a_seal_is_confirmed_by_those_who_took_over_from_the_configured_layout_servers() {
+    let [old, new] = ["layout:0", "host:1"].map(|text| text.parse::<Address>().unwrap());
+    let newest = BTreeMap::from([(old.clone(), Some(Term(3))), (new, Some(Term(6)))]);
+    let node = Node::beside(newest, vec![old], 1 << 20, None)
+        .announced()
+        .await;
+
+    let sealed = node.ask(7, UnitRequest::Seal).await;
+    assert!(matches!(sealed, Ok(UnitReply::Sealed(_))), "{sealed:?}");
+    let too_far = node.ask(9, UnitRequest::Seal).await;
+    assert!(
+        matches!(too_far, Err(Refusal::TermJump { .. })),
+        "{too_far:?}"
+    );
 }
 
 /// U2: a seal of the largest term must not end the unit for ever.
