@@ -216,6 +216,7 @@ impl Server {
             state: in_one_word.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             damaged: 0,
+            busy_per_mille: 0,
         }
     }
 }

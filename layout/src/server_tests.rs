@@ -315,6 +315,7 @@ impl Network for Gated {
                     state: "serving".to_owned(),
                     version: String::new(),
                     damaged: 0,
+                    busy_per_mille: 0,
                 };
                 let reply = Ok(Reply::Described(described.into()));
                 let payload = Payload::new();

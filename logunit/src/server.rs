@@ -17,6 +17,7 @@
 //! The tasks hold what they share and never the node's [`milonga_host::Tasks`], so that dropping those ends the node.
 
 mod confirm;
+mod load;
 mod metrics;
 mod scrub;
 
@@ -40,6 +41,7 @@ use crate::config::Config;
 use crate::storage::Storage;
 use crate::unit::{Asked, Command, Query, Unit, Work};
 use confirm::Confirmations;
+use load::Load;
 use metrics::Metrics;
 
 /// Bytes of commands that one commit takes; the rest waits for the next.
@@ -65,6 +67,7 @@ pub struct Server(Arc<Shared>);
 struct Shared {
     config: Config,
     standing: Mutex<Standing>,
+    load: Mutex<Load>,
     net: Arc<dyn Network>,
     clock: Clock,
     random: Random,
@@ -195,6 +198,7 @@ impl Server {
         let core = Core { unit, storage };
         let shared = Arc::new(Shared {
             standing: Mutex::new(Standing::of(&core)),
+            load: Mutex::new(Load::new(host.clock.now())),
             net: Arc::clone(&host.net),
             clock: host.clock.clone(),
             random: host.random.clone(),
@@ -350,6 +354,7 @@ impl Shared {
             state: condition.to_owned(),
             version: self.config.version.clone(),
             damaged,
+            busy_per_mille: lock(&self.load).per_mille(self.clock.now()),
         }
     }
 
@@ -549,7 +554,9 @@ impl Shared {
             let before = self.clock.now();
             let replies = unit.commit(&mut **storage, batch);
             if changes {
-                self.metrics.committed(self.clock.now().since(before));
+                let now = self.clock.now();
+                lock(&self.load).note(now, now.since(before));
+                self.metrics.committed(now.since(before));
             }
             self.metrics.damaged(unit.damages() - damages);
             self.metrics.state(unit);
