@@ -1,6 +1,7 @@
 //! Requests and replies. The payload of a frame, if any, is described by its head and never copied into it.
 
 pub(crate) mod layout;
+pub(crate) mod relay;
 pub(crate) mod sequencer;
 pub(crate) mod unit;
 
