@@ -376,6 +376,15 @@ impl Shared {
         done
     }
 
+    /// [`Shared::with`], for what keeps the disk busy.
+    fn at_work<T>(&self, core: CoreGuard<'_>, work: impl FnOnce(&mut Core) -> T) -> T {
+        let began = self.clock.now();
+        let done = self.with(core, work);
+        let now = self.clock.now();
+        lock(&self.load).note(now, now.since(began));
+        done
+    }
+
     /// Does what needs no commit, or leaves it to whoever has the core.
     fn do_now(&self, wanted: Later) {
         if let Ok(core) = self.core.try_lock() {
@@ -523,7 +532,7 @@ impl Shared {
     /// Decides, commits and answers a batch (U1). Seals that skip terms are put aside first, to be confirmed.
     fn commit(&self, core: CoreGuard<'_>, waiting: Vec<Waiting>) {
         let mut answers = Vec::with_capacity(waiting.len());
-        let replies = self.with(core, |core| {
+        let replies = self.at_work(core, |core| {
             let Core { unit, storage } = core;
             let (damages, failed) = (unit.damages(), unit.failure().is_some());
             let mut batch = unit.batch();
@@ -554,9 +563,7 @@ impl Shared {
             let before = self.clock.now();
             let replies = unit.commit(&mut **storage, batch);
             if changes {
-                let now = self.clock.now();
-                lock(&self.load).note(now, now.since(before));
-                self.metrics.committed(now.since(before));
+                self.metrics.committed(self.clock.now().since(before));
             }
             self.metrics.damaged(unit.damages() - damages);
             self.metrics.state(unit);
@@ -600,7 +607,7 @@ impl Shared {
     }
 
     fn housekeep(&self, core: CoreGuard<'_>) -> bool {
-        self.with(core, |core| {
+        self.at_work(core, |core| {
             let Core { unit, storage } = core;
             let more = unit.failure().is_none() && storage.housekeep();
             unit.forget_marks();

@@ -1,4 +1,4 @@
-//! How busy the disk has been lately: what part of the last ten seconds commits took.
+//! How busy the disk has been lately: what part of the last ten seconds commits, new files and verifying took.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use milonga_host::Moment;
 /// Seconds looked back.
 const SECONDS: usize = 10;
 
-/// The time that commits took in each of the last seconds.
+/// The time that work took in each of the last seconds.
 #[derive(Clone, Debug)]
 pub(super) struct Load {
     began: Moment,
@@ -25,7 +25,7 @@ impl Load {
         }
     }
 
-    /// A commit that ended `now` after it took so long.
+    /// Work that ended `now` after it took so long.
     pub(super) fn note(&mut self, now: Moment, took: Duration) {
         self.turn(now);
         let here = slot(self.second);

@@ -50,7 +50,7 @@ impl Shared {
 
     /// One step. How many bytes it read, and whether it ended a round.
     fn scrub(&self, core: CoreGuard<'_>, bytes_max: u64) -> (u64, bool) {
-        let (scrubbed, damaged) = self.with(core, |core| {
+        let (scrubbed, damaged) = self.at_work(core, |core| {
             let Core { unit, storage } = core;
             let scrubbed = storage.scrub(bytes_max);
             unit.scrubbed(scrubbed.damaged);

@@ -17,7 +17,7 @@ use crate::output::{bytes, json, line, table};
 const ANSWER: Duration = Duration::from_secs(1);
 /// How long a majority of the layout servers may take, unless told otherwise.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// Per mille of the time in commits from which a chain is said to be at its limit: the rest is needed to take in what comes.
+/// Per mille of the time at work from which a chain is said to be at its limit: the rest is needed to take in what comes.
 const AT_ITS_LIMIT: u32 = 700;
 /// Between two looks of `--wait`.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -336,7 +336,7 @@ fn issue(
     }
 }
 
-/// Advice if every chain has a unit that commits nearly all the time: appends go no faster on these chains.
+/// Advice if every chain has a unit whose disk is at work nearly all the time: appends go no faster on these chains.
 fn at_the_limit(layout: &Layout, sight: &Sight) -> Option<Issue> {
     let busy = |unit: &Server| {
         let seen = sight
@@ -355,7 +355,7 @@ fn at_the_limit(layout: &Layout, sight: &Sight) -> Option<Issue> {
         "chains-limit",
         "the chains",
         format!(
-            "are what limits appends: in each a unit spent {} % or more of the last ten seconds in commits",
+            "are what limits appends: in each the disk of a unit was at work for {} % or more of the last ten seconds",
             least / 10
         ),
         format!(

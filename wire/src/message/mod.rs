@@ -123,6 +123,6 @@ pub struct Description {
     pub version: String,
     /// Positions whose records it found damaged and holds no other copy of (a unit).
     pub damaged: u64,
-    /// Per mille of the last ten seconds that commits took (a unit).
+    /// Per mille of the last ten seconds that its disk was at work for more than reads (a unit).
     pub busy_per_mille: u32,
 }
