@@ -51,8 +51,14 @@ async fn put_to_work(log: &Log, decided: &Decided, far: &Far) -> Result<(), Chan
             }
         }
     });
-    // A term that a majority of its layout servers does not know cannot be confirmed, nor followed.
-    let (announced, held) = tokio::join!(biased; join_all(announced), servers::hold(log, decided));
+    // A term that a majority of its layout servers does not know cannot be confirmed, nor followed. What the units know of
+    // streams was settled by their seals: it may be read before they have heard where the segment starts.
+    let (announced, held, tails) = tokio::join!(
+        biased;
+        join_all(announced),
+        servers::hold(log, decided),
+        tails(log, reach, layout)
+    );
     held?;
     for (unit, result) in layout.units.iter().zip(announced) {
         // Who holds nothing but closed ranges may be silent: it is listed for what only it may hold.
@@ -60,7 +66,9 @@ async fn put_to_work(log: &Log, decided: &Decided, far: &Far) -> Result<(), Chan
             result?;
         }
     }
-    bootstrap(log, reach, decided).await?;
+    if let Some(tails) = tails? {
+        bootstrap(log, reach, decided, tails).await?;
+    }
     let (restorer, decided) = (log.clone(), decided.clone());
     log.host()
         .tasks
@@ -75,14 +83,23 @@ async fn is_there(log: &Log, reach: &Reach<'_>, layout: &Layout, unit: &Server) 
         || answers_soon(log, unit, Kind::LogUnit).await
 }
 
-/// Gives the sequencer of `decided` the tails of all streams, read from every unit of the layout.
-async fn bootstrap(log: &Log, reach: &Reach<'_>, decided: &Decided) -> Result<(), ChangeError> {
-    let layout = &decided.layout;
+/// The tails of all streams, and whether nobody is silent who may know more of them.
+struct Tails {
+    tails: BTreeMap<StreamId, Before>,
+    complete: bool,
+}
+
+/// The tails of all streams, read from every unit of `layout`; none if its sequencer serves already.
+async fn tails(
+    log: &Log,
+    reach: &Reach<'_>,
+    layout: &Layout,
+) -> Result<Option<Tails>, ChangeError> {
     let probe = reach
         .sequencer(&layout.sequencer, layout.term, SequencerRequest::Probe)
         .await?;
     if matches!(probe, SequencerReply::Probed { serving: true }) {
-        return Ok(());
+        return Ok(None);
     }
     let mut tails: BTreeMap<StreamId, Before> = BTreeMap::new();
     // Below here, what a silent unit may hold is in no other tail (H39).
@@ -113,6 +130,17 @@ async fn bootstrap(log: &Log, reach: &Reach<'_>, decided: &Decided) -> Result<()
     }
     tails.values_mut().for_each(|tail| doubt_below(tail, doubt));
     let complete = doubt == Position::FIRST;
+    Ok(Some(Tails { tails, complete }))
+}
+
+/// Gives the sequencer of `decided` the tails of all streams.
+async fn bootstrap(
+    log: &Log,
+    reach: &Reach<'_>,
+    decided: &Decided,
+    Tails { tails, complete }: Tails,
+) -> Result<(), ChangeError> {
+    let layout = &decided.layout;
     let driver = log.host().random.id();
     let tails: Vec<StreamTail> = tails
         .into_iter()
