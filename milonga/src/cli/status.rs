@@ -33,6 +33,7 @@ pub(super) struct Status {
     segments: Vec<Segment>,
     units: Vec<Row>,
     spares: Vec<Row>,
+    left: Vec<Left>,
     lost: Vec<[u64; 2]>,
     issues: Vec<Issue>,
 }
@@ -45,6 +46,16 @@ struct Row {
     term: Option<u64>,
     highest: Option<u64>,
     bytes: Option<u64>,
+}
+
+/// A unit that was left out and may come back. The cluster does without it, so it is no issue.
+#[derive(Serialize)]
+struct Left {
+    name: String,
+    address: String,
+    state: String,
+    text: String,
+    fix: String,
 }
 
 #[derive(Serialize)]
@@ -132,6 +143,7 @@ impl Status {
             segments: segments(layout),
             units: rows(&sight.units),
             spares: sight.spares.iter().map(Row::of_spare).collect(),
+            left: sight.left.iter().map(Left::of).collect(),
             lost: layout
                 .lost
                 .iter()
@@ -155,6 +167,7 @@ impl Status {
             segments: vec![],
             units: vec![],
             spares: vec![],
+            left: vec![],
             lost: vec![],
             issues: vec![issue("no-majority", "the layout servers", why, fix)],
         }
@@ -207,6 +220,12 @@ impl Status {
                 .map(|[start, end]| format!("{start}..{end}"));
             let lost: Vec<String> = lost.collect();
             line(&format!("declared lost: {}", lost.join(", ")))?;
+        }
+        for left in &self.left {
+            line(&format!(
+                "\nleft out: {} {}; {}",
+                left.name, left.text, left.fix
+            ))?;
         }
         for issue in &self.issues {
             line(&format!(
@@ -277,6 +296,38 @@ impl Row {
             number(self.highest),
             self.bytes.map_or("-".to_owned(), bytes),
         ]
+    }
+}
+
+impl Left {
+    fn of(seen: &Seen) -> Self {
+        let state = seen.said.as_ref().map(|said| said.state.as_str());
+        let (text, fix) = match state {
+            Err(why) => (
+                format!("does not answer: {why}"),
+                "start it, or look at its log; it comes back by itself, empty, when it has answered for a while",
+            ),
+            Ok("failed") => (
+                "takes no writes: its disk failed".to_owned(),
+                "check its disk, or give it another, then restart it; it comes back by itself, empty",
+            ),
+            Ok("full") => (
+                "takes no new records: its disk is full".to_owned(),
+                "add space, and it comes back by itself, empty; or `milonga cluster reset-unit ADDRESS`",
+            ),
+            Ok(_) => (
+                "answers again".to_owned(),
+                "it comes back by itself, empty, when it has answered for a while",
+            ),
+        };
+        let Server { name, address, .. } = &seen.listed;
+        Self {
+            name: name.to_string(),
+            address: address.to_string(),
+            state: state.unwrap_or("silent").to_owned(),
+            text,
+            fix: fix.replace("ADDRESS", address.as_str()),
+        }
     }
 }
 
