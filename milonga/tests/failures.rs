@@ -236,11 +236,19 @@ async fn a_unit_that_stood_still_and_was_left_out_is_not_believed() {
 #[tokio::test]
 async fn everything_killed_at_once_comes_back_with_all_that_was_acknowledged() {
     let mut field = Field::new(&[]);
+    let clock = field.log.host().clock.clone();
     let load = field.load("control.toml", 4);
     for parent_first in [true, false] {
         load.goes_on(20).await;
+        let began = clock.now();
         field.dev.kill_all(parent_first);
         field.dev.start_again();
+        let ready = clock.now().since(began);
+        load.goes_on(1).await;
+        let appended = clock.now().since(began);
+        println!(
+            "everything killed: ready after {ready:?}, every client appends after {appended:?}"
+        );
         load.goes_on(20).await;
         load.told().is_in(&field.log).await;
     }
