@@ -548,7 +548,7 @@ fn not_serving(seen: &Seen, sight: &Sight) -> Option<Issue> {
             ))
         }
         "full" => {
-            let fix = "`milonga log trim POSITION`, or add space, or `milonga cluster add-chain UNITS` for new positions";
+            let fix = "`milonga log trim POSITION`, or add space; or, if there are other chains, `milonga cluster remove-chain CHAIN` lets them take all that is new";
             Some(issue(
                 "disk-full",
                 name,

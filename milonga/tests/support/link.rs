@@ -109,7 +109,9 @@ fn carry(devices: &[File; 2], slow: Slow, stop: &AtomicBool) {
                 }
                 let spread = slow.jitter.as_micros() as u64 * 2 + 1;
                 let jitter = Duration::from_micros(random.below(spread));
-                let due = clock.now().plus(slow.delay + jitter - slow.jitter);
+                let due = clock
+                    .now()
+                    .plus((slow.delay + jitter).saturating_sub(slow.jitter));
                 number += 1;
                 kept.insert((due, number), (1 - from, packet[..length].to_vec()));
             }

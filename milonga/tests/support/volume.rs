@@ -158,8 +158,8 @@ fn run(tool: &str, args: &[&str]) -> Result<String, String> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().next_back().unwrap_or("failed");
-    Err(format!("{tool}: {last}"))
+    let first = said.lines().next().unwrap_or("it failed");
+    Err(first.to_owned())
 }
 
 /// Removes what a test left that was killed.
