@@ -295,7 +295,7 @@ async fn short_stalls_of_a_disk_cost_its_unit_at_most_one_eviction() {
     load.goes_on(50).await;
     let clock = field.log.host().clock.clone();
     let (still, between) = (Duration::from_millis(300), Duration::from_millis(1_700));
-    volume.stands_still(still, between, 8, &clock).await;
+    volume.stands_still(still, between, 6, &clock).await;
     load.goes_on(50).await;
     let told = load.stop();
     let after = field.log.newest_layout().await.unwrap();

@@ -238,6 +238,8 @@ fn spawn(dir: &Path, shape: &[&str]) -> Child {
         .arg("dev")
         .arg("--dir")
         .arg(dir)
+        // Whatever becomes of the test, its cluster ends with it.
+        .args(["--parent", &std::process::id().to_string()])
         .args(shape)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
