@@ -70,6 +70,8 @@ pub(crate) struct Shared {
     /// How many attempts to mend have ended.
     mended: AtomicU64,
     pub(crate) changes: reconfigure::Changes,
+    /// How many relays this client may have under way.
+    pub(crate) relays: tokio::sync::Semaphore,
     /// Whether this client brings the cluster back to full strength.
     attending: AtomicBool,
     /// When this client last reported a server it suspects.
@@ -103,6 +105,7 @@ impl Log {
             mending: tokio::sync::Mutex::new(()),
             mended: AtomicU64::new(0),
             changes: reconfigure::Changes::default(),
+            relays: tokio::sync::Semaphore::new(reconfigure::RELAYS_MAX),
             attending: AtomicBool::new(false),
             suspected: Mutex::new(None),
             damage_told: Mutex::new(None),

@@ -7,6 +7,7 @@
 mod layout;
 mod replies;
 mod sequencer;
+mod through;
 mod unit;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,10 +18,10 @@ use milonga_host::net::Request as NetRequest;
 use milonga_host::net::Response;
 use milonga_host::{BoxFuture, CallError, Clock, Host, Network, Peer, Random, Tasks};
 use milonga_wire::{
-    Address, Caller, Chain, ClusterId, Decided, Identity, Incarnation, Kind, Layout, LayoutReply,
-    LayoutRequest, Origin, Payload, Position, Refusal, Reply, Report, Request, RequestHead, Role,
-    Segment, SequencerReply, SequencerRequest, Server, ServerName, Settings, StreamId, Target,
-    Term, Token, UnitRequest, WriteKind, admit,
+    Address, Caller, Chain, ClusterId, Decided, Identity, Incarnation, Kind, Layout, LayoutRequest,
+    Origin, Payload, Position, Refusal, Reply, Report, Request, RequestHead, Role, Segment,
+    SequencerReply, SequencerRequest, Server, ServerName, Settings, StreamId, Term, Token,
+    UnitRequest, WriteKind, admit,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -453,49 +454,6 @@ impl State {
         fault
     }
 
-    /// A layout server's opinion: what becomes of a probe that it sends now, by the same rules and cuts as any request.
-    fn opinion(
-        &mut self,
-        by: ServerName,
-        of: &Server,
-        kind: Kind,
-        term: Term,
-    ) -> Result<LayoutReply, Refusal> {
-        let request = match kind {
-            Kind::LogUnit => Request::Unit(UnitRequest::Probe),
-            Kind::Sequencer => Request::Sequencer(SequencerRequest::Probe),
-            Kind::Layout => return Err(wrong_kind()),
-        };
-        if self.name(&of.address).as_ref() != Some(&of.name) {
-            return Err(Refusal::malformed("no such server is listed"));
-        }
-        let caller = Caller {
-            cluster: CLUSTER,
-            role: Role::Layout,
-            name: by,
-        };
-        let head = RequestHead {
-            id: 0,
-            cluster: CLUSTER,
-            to: Some(Target {
-                identity: of.identity,
-                incarnation: of.incarnation,
-            }),
-            term,
-            request,
-        };
-        let answer = match self.arrive(&caller.name, &of.address, &head.request) {
-            None => self.serve(&caller, &of.address, head, Payload::new()),
-            Some(Fault::Refuse(refusal)) => Err(refusal),
-            Some(_) => return Ok(LayoutReply::opinion(Some("no answer".to_owned()))),
-        };
-        let trouble = match answer {
-            Ok(_) | Err(Refusal::DiskFull | Refusal::WrongIncarnation { .. }) => None,
-            Err(refusal) => Some(refusal.to_string()),
-        };
-        Ok(LayoutReply::opinion(trouble))
-    }
-
     fn serve(
         &mut self,
         caller: &Caller,
@@ -572,6 +530,10 @@ impl State {
         if let Request::Layout(LayoutRequest::Opinion { of, kind }) = &head.request {
             let opinion = self.opinion(name, of, *kind, head.term)?;
             return Ok((Reply::Layout(opinion), Payload::new()));
+        }
+        if let Request::Layout(LayoutRequest::Relay { to, request }) = head.request {
+            let brought = self.relay(name, &to, request, head.term)?;
+            return Ok((Reply::Layout(brought), Payload::new()));
         }
         match head.request {
             Request::Describe => {

@@ -7,6 +7,7 @@ mod acceptor;
 mod config;
 mod opinion;
 mod probe;
+mod relay;
 mod reports;
 mod server;
 mod store;

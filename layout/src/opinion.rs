@@ -59,34 +59,13 @@ impl Suspect {
         kind: Kind,
     ) -> Result<Self, Refusal> {
         let newest = newest.ok_or(Refusal::Behind { newest: None })?;
-        let layout = &newest.layout;
-        let same = |listed: &&Server| {
-            (&listed.name, &listed.address, listed.identity) == (&of.name, &of.address, of.identity)
-        };
-        if let Some(listed) = servers(layout, kind).find(same) {
-            return Ok(Self {
-                name: listed.name.clone(),
-                address: listed.address.clone(),
-                identity: listed.identity,
-                incarnation: listed.incarnation,
-                kind,
-            });
-        }
-        Err(match layout.term.cmp(&term) {
-            Ordering::Less => Refusal::Behind {
-                newest: Some(layout.term),
-            },
-            Ordering::Greater => Refusal::Decided {
-                newest: Box::new(newest.clone()),
-            },
-            Ordering::Equal => {
-                let (name, address) = (&of.name, &of.address);
-                Refusal::malformed(format!(
-                    "the layout of term {term} lists no such log unit or sequencer as {name} at {address}, {}; \
-                     nobody else is probed",
-                    of.identity
-                ))
-            }
+        let listed = listed(newest, term, of, kind)?;
+        Ok(Self {
+            name: listed.name.clone(),
+            address: listed.address.clone(),
+            identity: listed.identity,
+            incarnation: listed.incarnation,
+            kind,
         })
     }
 
@@ -148,7 +127,43 @@ impl Suspect {
     }
 }
 
-/// Who of `layout` may be suspected of being no good `kind`.
+/// The server that somebody in `term` means by `of`, if `newest` lists it as a `kind` (E3, B2).
+///
+/// # Errors
+/// [`Refusal::Behind`] or [`Refusal::Decided`] if one side has an older layout, which explains it; else
+/// [`Refusal::Malformed`].
+pub(crate) fn listed<'a>(
+    newest: &'a Decided,
+    term: Term,
+    of: &Server,
+    kind: Kind,
+) -> Result<&'a Server, Refusal> {
+    let layout = &newest.layout;
+    let same = |listed: &&Server| {
+        (&listed.name, &listed.address, listed.identity) == (&of.name, &of.address, of.identity)
+    };
+    if let Some(listed) = servers(layout, kind).find(same) {
+        return Ok(listed);
+    }
+    Err(match layout.term.cmp(&term) {
+        Ordering::Less => Refusal::Behind {
+            newest: Some(layout.term),
+        },
+        Ordering::Greater => Refusal::Decided {
+            newest: Box::new(newest.clone()),
+        },
+        Ordering::Equal => {
+            let (name, address) = (&of.name, &of.address);
+            Refusal::malformed(format!(
+                "the layout of term {term} lists no such log unit or sequencer as {name} at {address}, {}; \
+                 nobody else is called",
+                of.identity
+            ))
+        }
+    })
+}
+
+/// Who of `layout` may be called, being listed as a `kind`.
 fn servers(layout: &Layout, kind: Kind) -> Box<dyn Iterator<Item = &Server> + '_> {
     match kind {
         Kind::LogUnit => Box::new(layout.units.iter().chain(&layout.spares)),

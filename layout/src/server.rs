@@ -2,7 +2,7 @@
 //!
 //! Everything happens under one lock and at once: a request that changes something waits for the disk, and what comes
 //! behind it waits too. Changes of layout are rare, and between them nothing touches the disk. Only requests for an
-//! opinion are answered later, outside that lock: by `probe.rs`.
+//! opinion and for a relay are answered later, outside that lock: by `probe.rs` and `relay.rs`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,6 +16,7 @@ use milonga_wire::{
 use crate::acceptor::{Acceptor, Change, Step};
 use crate::opinion::Suspect;
 use crate::probe::Opinions;
+use crate::relay::{Errand, Relays};
 use crate::store::{OpenError, Store};
 use crate::{Config, Reports};
 
@@ -29,6 +30,7 @@ pub struct Server {
     state: Mutex<State>,
     reports: Arc<Reports>,
     opinions: Opinions,
+    relays: Relays,
     metrics: Metrics,
 }
 
@@ -43,6 +45,8 @@ enum Answer {
     Now(LayoutReply),
     /// It is answered after a probe of this suspect.
     AfterProbe(Suspect),
+    /// It is answered with what another server says to this.
+    AfterRelay(Box<Errand>),
 }
 
 impl From<LayoutReply> for Answer {
@@ -79,6 +83,7 @@ impl Server {
             state: Mutex::new(State { acceptor, store }),
             reports: Arc::new(Reports::new(config.reports_max)),
             opinions: Opinions::new(host, cluster, config),
+            relays: Relays::new(host, cluster, &config.name),
             metrics,
         }))
     }
@@ -152,6 +157,12 @@ impl Server {
                     .map(Answer::AfterProbe)
                     .inspect_err(|_| self.opinions.refused());
             }
+            LayoutRequest::Relay { to, request } => {
+                let newest = acceptor.newest().map(Arc::as_ref);
+                return Errand::find(newest, term, *to, request)
+                    .map(|errand| Answer::AfterRelay(Box::new(errand)))
+                    .inspect_err(|_| self.relays.refused());
+            }
             LayoutRequest::Prepare { rank } => acceptor.prepare(term, rank),
             LayoutRequest::Propose { rank, layout } => acceptor.propose(term, rank, *layout),
             LayoutRequest::Learn { decided } => self.learn(acceptor, *decided),
@@ -216,6 +227,7 @@ impl Server {
             state: in_one_word.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             damaged: 0,
+            busy_per_mille: 0,
         }
     }
 }
@@ -243,6 +255,7 @@ impl Service for Server {
                 Ok(Answer::AfterProbe(suspect)) => {
                     return self.opinions.give(suspect, head.term, respond);
                 }
+                Ok(Answer::AfterRelay(errand)) => return self.relays.make(*errand, respond),
                 Err(refusal) => Err(refusal),
             },
             Request::Describe => Ok(Reply::Described(self.describe().into())),

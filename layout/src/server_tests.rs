@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use milonga_host::{BoxFuture, CallError, Network, Peer, Random, Tasks};
 use milonga_wire::{
-    Layout, Payload, Report, RequestHead, Role, SequencerReply, SequencerRequest, Target,
-    UnitReply, UnitRequest,
+    Brought, Layout, Payload, Relayed, Report, RequestHead, Role, SequencerReply, SequencerRequest,
+    Target, UnitReply, UnitRequest,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -13,7 +13,7 @@ use super::*;
 use crate::acceptor::tests::{CLUSTER, decided, layout, rank};
 use crate::store::tests::Handle;
 
-/// A layout server calls nobody but suspects.
+/// A layout server calls nobody but suspects, and whom it passes something on to.
 struct Nobody;
 
 impl Network for Nobody {
@@ -315,6 +315,7 @@ impl Network for Gated {
                     state: "serving".to_owned(),
                     version: String::new(),
                     damaged: 0,
+                    busy_per_mille: 0,
                 };
                 let reply = Ok(Reply::Described(described.into()));
                 let payload = Payload::new();
@@ -457,4 +458,148 @@ async fn no_packet_goes_to_anybody_whom_the_layout_does_not_list() {
         ask(Role::Writer, &unit, Kind::LogUnit),
         Err(Refusal::WrongRole { .. })
     ));
+}
+
+fn relay(to: &milonga_wire::Server, request: Relayed) -> Request {
+    let to = Box::new(to.clone());
+    Request::Layout(LayoutRequest::Relay { to, request })
+}
+
+fn brought(reply: Result<Reply, Refusal>) -> Brought {
+    match reply {
+        Ok(Reply::Layout(LayoutReply::Relayed(brought))) => *brought,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// B1, B2: the network of this test panics when it is used.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_passed_on_for_who_may_not_ask_or_to_who_is_not_listed() {
+    let server = start(Handle::new(), 1);
+    initialise(&server);
+    let layout = names(&server, 0, "init");
+    let unit = layout.units[0].clone();
+    let elsewhere = milonga_wire::Server {
+        address: "192.0.2.1:53".parse().unwrap(),
+        ..unit.clone()
+    };
+    let ask = |role, term, to, request| asked_by(role, &server, term, relay(to, request));
+    for role in [
+        Role::Reader,
+        Role::Writer,
+        Role::LogUnit,
+        Role::Sequencer,
+        Role::Layout,
+        Role::Server,
+    ] {
+        assert!(matches!(
+            ask(role, 1, &unit, Relayed::SealUnit),
+            Err(Refusal::WrongRole { .. })
+        ));
+    }
+    for (to, request) in [
+        (&elsewhere, Relayed::SealUnit),
+        (&unit, Relayed::SealSequencer),
+        (&layout.layout_servers[0], Relayed::Describe(Kind::Layout)),
+    ] {
+        let refused = ask(Role::Control, 0, to, request);
+        assert!(
+            matches!(refused, Err(Refusal::Malformed { .. })),
+            "{refused:?}"
+        );
+    }
+    let newest = Some(Term(0));
+    assert_eq!(
+        ask(Role::Control, 2, &unit, Relayed::SealUnit),
+        Err(Refusal::Behind { newest })
+    );
+}
+
+/// B3: an answer, a refusal and silence are three things, and what the server said is its own.
+#[tokio::test(start_paused = true)]
+async fn what_the_server_said_is_passed_back_as_it_is_and_silence_is_called_so() {
+    let refusal = Refusal::WrongIncarnation {
+        asked: Incarnation(8),
+        here: Incarnation(9),
+    };
+    let counter = SequencerReply::Sealed {
+        counter: Some(Position(7)),
+    };
+    let net = Gated::new(&[
+        Ok(Reply::Sequencer(counter.clone())),
+        Err(End::Refused(refusal.clone())),
+        Err(End::Breaks),
+        Ok(well()),
+    ]);
+    let (server, _tasks) = start_on(net.clone(), Handle::new(), 1);
+    initialise(&server);
+    net.open.add_permits(4);
+    let layout = names(&server, 0, "init");
+    let unit = milonga_wire::Server {
+        incarnation: Incarnation(8),
+        ..layout.units[0].clone()
+    };
+    let ask = |to, request| sent_by(Role::Control, &server, 1, relay(to, request));
+
+    let sealed = ask(&layout.sequencer, Relayed::SealSequencer)
+        .await
+        .unwrap();
+    assert_eq!(brought(sealed), Brought::Sequencer(counter));
+    let refused = ask(&unit, Relayed::SealUnit).await.unwrap();
+    assert_eq!(brought(refused), Brought::Refused(refusal));
+    let silent = brought(ask(&unit, Relayed::SealUnit).await.unwrap());
+    assert!(
+        matches!(&silent, Brought::Silent { why } if why.contains("no such process")),
+        "{silent:?}"
+    );
+    let senseless = brought(ask(&unit, Relayed::SealUnit).await.unwrap());
+    assert!(matches!(senseless, Brought::Silent { .. }), "{senseless:?}");
+
+    let called = net.called.lock().unwrap();
+    let (peer, request) = &called[1];
+    assert_eq!(
+        (peer.name.as_ref(), &peer.address),
+        (Some(&unit.name), &unit.address)
+    );
+    assert_eq!(request.head.request, Request::Unit(UnitRequest::Seal));
+    assert_eq!(request.head.term, Term(1));
+    let to = request.head.to.unwrap();
+    assert_eq!(
+        (to.identity, to.incarnation),
+        (unit.identity, unit.incarnation)
+    );
+}
+
+/// B4: relays that get no answer fill their own bound and nothing else: the server votes on, and there is room again when
+/// one of them ends.
+#[tokio::test(start_paused = true)]
+async fn relays_are_bounded_and_hold_no_vote_up() {
+    let announced = Ok(Reply::Unit(UnitReply::Announced));
+    let net = Gated::new(&vec![announced; 100]);
+    let (server, _tasks) = start_on(net.clone(), Handle::new(), 1);
+    initialise(&server);
+    let unit = names(&server, 0, "init").units[0].clone();
+    let announce = || Relayed::Announce { start: Position(3) };
+    let ask = || sent_by(Role::Control, &server, 0, relay(&unit, announce()));
+    let mut waiting = vec![];
+    for _ in 0..64 {
+        waiting.push(ask());
+        net.arrived().await;
+    }
+    let busy = ask().try_recv().unwrap();
+    assert!(matches!(busy, Err(Refusal::Busy { .. })), "{busy:?}");
+    assert!(propose(&server, 5).is_ok());
+    assert_eq!(net.called(), 64);
+
+    net.open.add_permits(1);
+    // Whichever ended: the first that came to the gate.
+    let first = waiting.remove(0).await.unwrap();
+    assert_eq!(brought(first), Brought::Unit(UnitReply::Announced));
+    let mut one_more = ask();
+    assert!(one_more.try_recv().is_err());
+    net.arrived().await;
+    net.open.add_permits(64);
+    for answer in waiting.into_iter().chain([one_more]) {
+        brought(answer.await.unwrap());
+    }
 }

@@ -4,9 +4,11 @@
 //! what became durable, to break things, and to start the next process on what the last one left ([`MemoryStore::reopen`]).
 //!
 //! Commits are whole or nothing at once (S1, S2). What a disk can do beside that is asked for by name: [`MemoryStore::damage`],
-//! [`MemoryStore::rot`], [`MemoryStore::lose`], [`MemoryStore::fail_next`], [`MemoryStore::set_room`].
+//! [`MemoryStore::rot`], [`MemoryStore::lose`], [`MemoryStore::fail_next`], [`MemoryStore::stall_next`],
+//! [`MemoryStore::set_room`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use milonga_wire::limits::BACKPOINTERS;
@@ -30,6 +32,8 @@ struct Inner {
     room: Room,
     /// What the next commit answers instead.
     fail_next: Option<CommitError>,
+    /// Told that the next commit has begun, and what it waits for.
+    stall_next: Option<(Sender<()>, Receiver<()>)>,
     failure: Option<String>,
     commits: u64,
     housekept: u64,
@@ -78,6 +82,7 @@ impl MemoryStore {
             streams: BTreeMap::new(),
             room: Room::Plenty,
             fail_next: None,
+            stall_next: None,
             failure: None,
             commits: 0,
             housekept: 0,
@@ -97,6 +102,15 @@ impl MemoryStore {
     /// The next commit fails with `error`; after [`CommitError::Failed`] so do all later ones, until the store is reopened.
     pub fn fail_next(&self, error: CommitError) {
         self.lock().fail_next = Some(error);
+    }
+
+    /// The next commit blocks its thread, as a disk does that stands still: the first end hears when it has begun, the
+    /// second lets it go on when it is dropped.
+    pub fn stall_next(&self) -> (Receiver<()>, Sender<()>) {
+        let (begun, has_begun) = channel();
+        let (go_on, may_go_on) = channel();
+        self.lock().stall_next = Some((begun, may_go_on));
+        (has_begun, go_on)
     }
 
     /// Says how much room there is. At [`Room::None`] a commit with entries or junk fails.
@@ -275,6 +289,12 @@ impl Storage for MemoryStore {
     }
 
     fn commit(&mut self, batch: &[Change]) -> Result<(), CommitError> {
+        let stall = self.lock().stall_next.take();
+        if let Some((begun, may_go_on)) = stall {
+            // Whoever dropped its end of either waits for nothing.
+            let _ = begun.send(());
+            let _ = may_go_on.recv();
+        }
         let mut inner = self.lock();
         let data = |change: &Change| matches!(change, Change::Entry { .. } | Change::Junk { .. });
         if let Some(why) = &inner.failure {

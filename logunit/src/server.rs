@@ -1,18 +1,23 @@
 //! The shell of a log unit: it admits callers, answers questions at once, and lets commands wait in one queue.
 //!
 //! ```text
-//! connection tasks ── serve ──┬─ question ──────────────▶ answered at once, from what is durable
-//!                             ├─ seal that skips terms ─▶ layout servers asked ─┐
-//!                             └─ command ─▶ queue ◀─────────────────────────────┘
+//! connection tasks ── serve ──┬─ question ─▶ answered at once, from what is durable; while the disk is at work, after that
+//!                             └─ command ─▶ queue ◀── layout servers asked ◀─┐
+//!                                             │                             │
+//!                                        commit task ── seal that skips terms
 //!                                             │ all that waits: admitted, one commit, all answers
-//!                                        commit task
 //! ```
 //! There is no timer: the next commit starts when the last one ends, with whatever came meanwhile. On a current-thread
 //! runtime the connection tasks run in between, so a batch is what they brought. What is decided, `unit.rs` decides.
 //!
+//! A disk may stand still for seconds, in a sync or while files go. On a runtime of two threads the other one goes on
+//! meanwhile: it takes in what comes, acknowledges it, and describes the unit. So nobody waits for the core but tasks that
+//! can be left waiting, and whoever gives it back answers the questions that met it at work.
+//!
 //! The tasks hold what they share and never the node's [`milonga_host::Tasks`], so that dropping those ends the node.
 
 mod confirm;
+mod load;
 mod metrics;
 mod scrub;
 
@@ -27,8 +32,8 @@ use std::time::Duration;
 use milonga_host::net::Request;
 use milonga_host::{Clock, Host, Network, Random, Responder, Service};
 use milonga_wire::{
-    Access, Caller, Description, Identity, Incarnation, Kind, Refusal, Reply, Request as Wanted,
-    RequestHead, Role, Term, UnitReply, admit,
+    Access, Caller, Description, Identity, Incarnation, Kind, Position, Refusal, Reply,
+    Request as Wanted, RequestHead, Role, Term, UnitReply, admit,
 };
 use tokio::sync::Notify;
 
@@ -36,6 +41,7 @@ use crate::config::Config;
 use crate::storage::Storage;
 use crate::unit::{Asked, Command, Query, Unit, Work};
 use confirm::Confirmations;
+use load::Load;
 use metrics::Metrics;
 
 /// Bytes of commands that one commit takes; the rest waits for the next.
@@ -49,20 +55,28 @@ const HOUSEKEEPING_IDLE: Duration = Duration::from_secs(1);
 /// How often housekeeping gives way to waiting commands before its turn comes.
 const GIVE_WAY_MAX: u32 = 10;
 
+/// Questions that wait while the disk is at work at most.
+const LATER_MAX: usize = 65_536;
+
+type CoreGuard<'a> = tokio::sync::MutexGuard<'a, Core>;
+
 /// A running log unit.
 #[derive(Clone)]
 pub struct Server(Arc<Shared>);
 
 struct Shared {
     config: Config,
-    /// Who is served now: a reset changes it.
-    who: Mutex<Who>,
+    standing: Mutex<Standing>,
+    load: Mutex<Load>,
     net: Arc<dyn Network>,
     clock: Clock,
     random: Random,
     metrics: Metrics,
     reads: AtomicU64,
-    core: Mutex<Core>,
+    disk_bytes: AtomicU64,
+    core: tokio::sync::Mutex<Core>,
+    /// What met the core at work.
+    later: Mutex<Vec<Later>>,
     queue: Mutex<Queue>,
     /// Something waits in the queue.
     work: Notify,
@@ -99,10 +113,59 @@ impl Who {
     }
 }
 
-/// The unit and its store: one writer at a time.
+/// The unit and its store: one at a time, for as long as the disk takes.
 struct Core {
     unit: Unit,
     storage: Box<dyn Storage>,
+}
+
+/// How the unit stood when the core was last given back: what is said of it while the disk is at work.
+#[derive(Copy, Clone, Debug)]
+struct Standing {
+    /// Who is served: a reset changes it.
+    who: Who,
+    term: Term,
+    blank: bool,
+    end: Position,
+    trimmed: Position,
+    condition: &'static str,
+    has_failed: bool,
+    damaged: u64,
+}
+
+impl Standing {
+    fn of(core: &Core) -> Self {
+        let Core { unit, storage } = core;
+        Self {
+            who: Who::of(unit),
+            term: unit.term(),
+            blank: unit.is_blank(),
+            end: unit.end(),
+            trimmed: unit.trimmed(),
+            condition: unit.condition(storage.room()),
+            has_failed: unit.failure().is_some(),
+            damaged: storage.damaged(),
+        }
+    }
+}
+
+/// A question, or a reset, and where its answer goes.
+struct Later {
+    wanted: Now,
+    term: Term,
+    /// Whom it was admitted for.
+    who: Who,
+    respond: Responder,
+}
+
+/// What does not wait for a commit.
+enum Now {
+    /// Asked by somebody who may see what is not announced, or not.
+    Answer {
+        query: Query,
+        trusted: bool,
+    },
+    Reset(Identity),
 }
 
 #[derive(Default)]
@@ -132,14 +195,18 @@ impl Server {
     pub fn start(host: &Host, storage: Box<dyn Storage>, config: Config) -> Arc<Self> {
         let incarnation = Incarnation(host.random.next());
         let unit = Unit::new(&*storage, incarnation, config.entry_bytes_max);
+        let core = Core { unit, storage };
         let shared = Arc::new(Shared {
-            who: Mutex::new(Who::of(&unit)),
+            standing: Mutex::new(Standing::of(&core)),
+            load: Mutex::new(Load::new(host.clock.now())),
             net: Arc::clone(&host.net),
             clock: host.clock.clone(),
             random: host.random.clone(),
             metrics: Metrics::new(&config.name),
             reads: AtomicU64::new(0),
-            core: Mutex::new(Core { unit, storage }),
+            disk_bytes: AtomicU64::new(0),
+            core: tokio::sync::Mutex::new(core),
+            later: Mutex::default(),
             queue: Mutex::default(),
             work: Notify::new(),
             idle: Notify::new(),
@@ -155,12 +222,12 @@ impl Server {
 
     /// Which server it is.
     pub fn identity(&self) -> Identity {
-        lock(&self.0.who).identity
+        lock(&self.0.standing).who.identity
     }
 
     /// Which process start.
     pub fn incarnation(&self) -> Incarnation {
-        lock(&self.0.who).incarnation
+        lock(&self.0.standing).who.incarnation
     }
 
     /// Its word about itself.
@@ -170,7 +237,7 @@ impl Server {
 
     /// Whether it takes commands: its disk has not failed, and it is not draining.
     pub fn is_ready(&self) -> bool {
-        lock(&self.0.core).unit.failure().is_none() && !lock(&self.0.queue).draining
+        !lock(&self.0.standing).has_failed && !lock(&self.0.queue).draining
     }
 
     /// Refuses new commands, and returns once all that waited are committed and answered. Reads go on.
@@ -216,7 +283,7 @@ impl Queue {
 impl Shared {
     fn serve(&self, caller: &Caller, request: Request, respond: Responder) {
         let Request { head, payload } = request;
-        let who = *lock(&self.who);
+        let who = lock(&self.standing).who;
         let (cluster, incarnation) = (self.config.cluster, Some(who.incarnation));
         if let Err(refusal) = admit(caller, &head, cluster, who.identity, incarnation) {
             return respond.send(Err(refusal));
@@ -225,8 +292,6 @@ impl Shared {
         match request {
             Wanted::Describe => respond.send(Ok(Reply::Described(self.describe().into()))),
             Wanted::Unit(request) => match Work::from(request) {
-                Work::Query(query) => self.answer(caller, who, term, query, respond),
-                Work::Reset(of) => respond.send(self.reset(who, term, of).map(Reply::Unit)),
                 Work::Command(command) => {
                     let asked = Asked {
                         term,
@@ -234,8 +299,30 @@ impl Shared {
                         payload,
                         confirmed: false,
                     };
-                    self.take(asked, who, respond);
+                    let bytes = asked.payload.len() + asked.command.head_bytes();
+                    self.enqueue(Waiting {
+                        asked,
+                        who,
+                        respond,
+                        bytes,
+                    });
                 }
+                Work::Query(query) => {
+                    let trusted = Access::AtLeastOrServer(Role::Control).allows(caller.role);
+                    let wanted = Now::Answer { query, trusted };
+                    self.do_now(Later {
+                        wanted,
+                        term,
+                        who,
+                        respond,
+                    });
+                }
+                Work::Reset(of) => self.do_now(Later {
+                    wanted: Now::Reset(of),
+                    term,
+                    who,
+                    respond,
+                }),
             },
             Wanted::Sequencer(_) => respond.send(Err(wrong_kind("sequencer"))),
             Wanted::Layout(_) => respond.send(Err(wrong_kind("layout server"))),
@@ -243,29 +330,122 @@ impl Shared {
     }
 
     fn describe(&self) -> Description {
-        let core = lock(&self.core);
-        let Core { unit, storage } = &*core;
+        let Standing {
+            who,
+            term,
+            blank,
+            end,
+            trimmed,
+            condition,
+            has_failed: _,
+            damaged,
+        } = *lock(&self.standing);
         Description {
             kind: Kind::LogUnit,
             name: self.config.name.clone(),
-            identity: unit.identity(),
-            incarnation: unit.incarnation(),
-            term: unit.term(),
-            blank: unit.is_blank(),
-            end: unit.end(),
-            trimmed: unit.trimmed(),
-            bytes: storage.bytes(),
+            identity: who.identity,
+            incarnation: who.incarnation,
+            term,
+            blank,
+            end,
+            trimmed,
+            bytes: self.disk_bytes(),
             reads: self.reads.load(Ordering::Relaxed),
-            state: unit.condition(storage.room()).to_owned(),
+            state: condition.to_owned(),
             version: self.config.version.clone(),
-            damaged: storage.damaged(),
+            damaged,
+            busy_per_mille: lock(&self.load).per_mille(self.clock.now()),
+        }
+    }
+
+    /// Counted anew unless the disk is at work.
+    fn disk_bytes(&self) -> u64 {
+        if let Ok(core) = self.core.try_lock() {
+            let bytes = self.with(core, |core| core.storage.bytes());
+            self.disk_bytes.store(bytes, Ordering::Relaxed);
+        }
+        self.disk_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Uses the core and gives it back: what met it at work has its turn at once.
+    fn with<T>(&self, mut core: CoreGuard<'_>, work: impl FnOnce(&mut Core) -> T) -> T {
+        let done = work(&mut core);
+        *lock(&self.standing) = Standing::of(&core);
+        drop(core);
+        self.do_what_waits();
+        done
+    }
+
+    /// [`Shared::with`], for what keeps the disk busy.
+    fn at_work<T>(&self, core: CoreGuard<'_>, work: impl FnOnce(&mut Core) -> T) -> T {
+        let began = self.clock.now();
+        let done = self.with(core, work);
+        let now = self.clock.now();
+        lock(&self.load).note(now, now.since(began));
+        done
+    }
+
+    /// Does what needs no commit, or leaves it to whoever has the core.
+    fn do_now(&self, wanted: Later) {
+        if let Ok(core) = self.core.try_lock() {
+            self.with(core, |core| self.serve_one(core, wanted));
+            return;
+        }
+        let mut later = lock(&self.later);
+        if later.len() >= LATER_MAX {
+            drop(later);
+            return wanted
+                .respond
+                .send(Err(busy("questions that wait for the disk")));
+        }
+        later.push(wanted);
+        drop(later);
+        // The core may have been given back before this was there to be seen.
+        self.do_what_waits();
+    }
+
+    fn do_what_waits(&self) {
+        while !lock(&self.later).is_empty() {
+            let Ok(mut core) = self.core.try_lock() else {
+                return;
+            };
+            let waiting = std::mem::take(&mut *lock(&self.later));
+            for wanted in waiting {
+                self.serve_one(&mut core, wanted);
+            }
+            *lock(&self.standing) = Standing::of(&core);
+        }
+    }
+
+    fn serve_one(&self, core: &mut Core, wanted: Later) {
+        let Later {
+            wanted,
+            term,
+            who,
+            respond,
+        } = wanted;
+        match wanted {
+            Now::Answer { query, trusted } => {
+                self.answer(core, who, (term, query, trusted), respond);
+            }
+            Now::Reset(of) => {
+                let reset = self.reset(core, who, term, of);
+                // Whoever hears of it asks the new one next.
+                *lock(&self.standing) = Standing::of(core);
+                respond.send(reset.map(Reply::Unit));
+            }
         }
     }
 
     /// Ends the server that `of` names and becomes another, all at once: whatever waits is refused in its turn (U12).
-    fn reset(&self, who: Who, term: Term, of: Identity) -> Result<UnitReply, Refusal> {
-        let mut core = lock(&self.core);
-        let Core { unit, storage } = &mut *core;
+    fn reset(
+        &self,
+        core: &mut Core,
+        who: Who,
+        term: Term,
+        of: Identity,
+    ) -> Result<UnitReply, Refusal> {
+        let Core { unit, storage } = core;
         who.check(unit)?;
         unit.may_reset(term, of)?;
         let (identity, incarnation) = (Identity(self.random.id()), Incarnation(self.random.next()));
@@ -273,7 +453,6 @@ impl Shared {
         let reset = unit.reset(&mut **storage, identity, incarnation);
         match &reset {
             Ok(_) => {
-                *lock(&self.who) = Who::of(unit);
                 self.metrics.state(unit);
                 tracing::info!(%server, %old, new = %identity, "everything was given up; the directory is another server's");
             }
@@ -284,17 +463,20 @@ impl Shared {
         reset
     }
 
-    fn answer(&self, caller: &Caller, who: Who, term: Term, query: Query, respond: Responder) {
-        let trusted = Access::AtLeastOrServer(Role::Control).allows(caller.role);
+    fn answer(
+        &self,
+        core: &mut Core,
+        who: Who,
+        (term, query, trusted): (Term, Query, bool),
+        respond: Responder,
+    ) {
         let is_read = matches!(query, Query::Read { .. });
-        let mut core = lock(&self.core);
-        let Core { unit, storage } = &mut *core;
+        let Core { unit, storage } = core;
         let damages = unit.damages();
         let answer = who
             .check(unit)
             .and_then(|()| unit.answer(&mut **storage, term, query, trusted));
         self.metrics.damaged(unit.damages().saturating_sub(damages));
-        drop(core);
         if let (true, Ok((_, payload))) = (is_read, &answer) {
             self.reads.fetch_add(1, Ordering::Relaxed);
             self.metrics.read(payload.len());
@@ -302,32 +484,6 @@ impl Shared {
         match answer {
             Ok((reply, payload)) => respond.send_with(Ok(Reply::Unit(reply)), payload),
             Err(refusal) => respond.send(Err(refusal)),
-        }
-    }
-
-    /// Lets a command wait: for its commit, or first for a layout server's word.
-    fn take(&self, asked: Asked, who: Who, respond: Responder) {
-        let bytes = asked.payload.len() + asked.command.head_bytes();
-        let waiting = Waiting {
-            asked,
-            who,
-            respond,
-            bytes,
-        };
-        match self.to_confirm(&waiting.asked) {
-            Some(least) => self.confirmations.push(waiting, least),
-            None => self.enqueue(waiting),
-        }
-    }
-
-    fn to_confirm(&self, asked: &Asked) -> Option<Term> {
-        match asked.command {
-            Command::Seal => lock(&self.core).unit.to_confirm(asked.term, &asked.command),
-            Command::Write { .. }
-            | Command::Fill(_)
-            | Command::Announce { .. }
-            | Command::Trim { .. }
-            | Command::Probe => None,
         }
     }
 
@@ -365,51 +521,58 @@ impl Shared {
                 self.idle.notify_waiters();
                 self.work.notified().await;
             } else {
-                self.commit(batch);
+                let core = self.core.lock().await;
+                self.commit(core, batch);
                 // Connection tasks bring what arrived meanwhile: that is the next batch.
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// Decides, commits and answers a batch (U1).
-    fn commit(&self, waiting: Vec<Waiting>) {
-        let mut core = lock(&self.core);
-        let Core { unit, storage } = &mut *core;
-        let (damages, failed) = (unit.damages(), unit.failure().is_some());
-        let mut batch = unit.batch();
+    /// Decides, commits and answers a batch (U1). Seals that skip terms are put aside first, to be confirmed.
+    fn commit(&self, core: CoreGuard<'_>, waiting: Vec<Waiting>) {
         let mut answers = Vec::with_capacity(waiting.len());
-        for Waiting {
-            asked,
-            who,
-            respond,
-            ..
-        } in waiting
-        {
-            if let Err(refusal) = who.check(unit) {
-                respond.send(Err(refusal));
-                continue;
+        let replies = self.at_work(core, |core| {
+            let Core { unit, storage } = core;
+            let (damages, failed) = (unit.damages(), unit.failure().is_some());
+            let mut batch = unit.batch();
+            for waiting in waiting {
+                let Asked { term, command, confirmed, .. } = &waiting.asked;
+                if !confirmed && let Some(least) = unit.to_confirm(*term, command) {
+                    self.confirmations.push(waiting, least);
+                    continue;
+                }
+                let Waiting {
+                    asked,
+                    who,
+                    respond,
+                    ..
+                } = waiting;
+                if let Err(refusal) = who.check(unit) {
+                    respond.send(Err(refusal));
+                    continue;
+                }
+                let is_write = matches!(asked.command, Command::Write { .. });
+                answers.push((respond, is_write));
+                unit.admit(&mut **storage, &mut batch, asked);
             }
-            let is_write = matches!(asked.command, Command::Write { .. });
-            answers.push((respond, is_write));
-            unit.admit(&mut **storage, &mut batch, asked);
-        }
-        let changes = !batch.is_empty();
-        if changes {
-            self.metrics.batch(&batch);
-        }
-        let before = self.clock.now();
-        let replies = unit.commit(&mut **storage, batch);
-        if changes {
-            self.metrics.committed(self.clock.now().since(before));
-        }
-        self.metrics.damaged(unit.damages() - damages);
-        self.metrics.state(unit);
-        if let (Some(why), false) = (unit.failure(), failed) {
-            let server = &self.config.name;
-            tracing::error!(%server, why, "the disk failed; no command is taken until a restart");
-        }
-        drop(core);
+            let changes = !batch.is_empty();
+            if changes {
+                self.metrics.batch(&batch);
+            }
+            let before = self.clock.now();
+            let replies = unit.commit(&mut **storage, batch);
+            if changes {
+                self.metrics.committed(self.clock.now().since(before));
+            }
+            self.metrics.damaged(unit.damages() - damages);
+            self.metrics.state(unit);
+            if let (Some(why), false) = (unit.failure(), failed) {
+                let server = &self.config.name;
+                tracing::error!(%server, why, "the disk failed; no command is taken until a restart");
+            }
+            replies
+        });
         debug_assert_eq!(
             replies.len(),
             answers.len(),
@@ -434,7 +597,8 @@ impl Shared {
                 continue;
             }
             gave_way = 0;
-            pause = if self.housekeep() {
+            let core = self.core.lock().await;
+            pause = if self.housekeep(core) {
                 HOUSEKEEPING_BUSY
             } else {
                 HOUSEKEEPING_IDLE
@@ -442,13 +606,14 @@ impl Shared {
         }
     }
 
-    fn housekeep(&self) -> bool {
-        let mut core = lock(&self.core);
-        let Core { unit, storage } = &mut *core;
-        let more = unit.failure().is_none() && storage.housekeep();
-        unit.forget_marks();
-        self.metrics.disk(storage.bytes());
-        more
+    fn housekeep(&self, core: CoreGuard<'_>) -> bool {
+        self.at_work(core, |core| {
+            let Core { unit, storage } = core;
+            let more = unit.failure().is_none() && storage.housekeep();
+            unit.forget_marks();
+            self.metrics.disk(storage.bytes());
+            more
+        })
     }
 }
 

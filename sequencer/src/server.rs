@@ -344,6 +344,7 @@ impl Shared {
             state: state.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             damaged: 0,
+            busy_per_mille: 0,
         }
     }
 }

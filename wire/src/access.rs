@@ -28,9 +28,9 @@ pub enum Role {
     LogUnit,
     /// Serves as a sequencer under its own name.
     Sequencer,
-    /// Serves as a layout server under its own name.
+    /// Serves as a layout server under its own name. Passes seals, announcements and bootstraps on for control clients.
     Layout,
-    /// Serves under its own name as whatever the layout lists that name for.
+    /// Serves under its own name as whatever the layout lists that name for; so it may what a layout server may.
     Server,
 }
 
@@ -122,6 +122,14 @@ pub enum Access {
     AtLeast(Role),
     /// A client of at least this role, or a server.
     AtLeastOrServer(Role),
+    /// A client of at least this role, or who may serve as a layout server: it asks for a client of that role, whose
+    /// certificate it has seen ([`crate::Relayed`]).
+    ///
+    /// What is gained by it that a control certificate does not have already: nothing. What a layout server's own key gains: it
+    /// can stop service, as it could by refusing to vote, and one that lies can pretend to have brought an answer. Layout
+    /// servers are believed anyway in what was decided. It still can neither write, trim, copy, empty a unit nor take a
+    /// position, and units and sequencers check a term, a process start and a bootstrap's proof as they do for anybody.
+    AtLeastOrLayout(Role),
 }
 
 impl Access {
@@ -142,9 +150,10 @@ impl Access {
                     WriteKind::Decide | WriteKind::Follow => Self::AtLeast(Role::Writer),
                     WriteKind::Copy => Self::AtLeast(Role::Control),
                 },
-                UnitRequest::Seal
-                | UnitRequest::Announce { .. }
-                | UnitRequest::Trim { .. }
+                UnitRequest::Seal | UnitRequest::Announce { .. } => {
+                    Self::AtLeastOrLayout(Role::Control)
+                }
+                UnitRequest::Trim { .. }
                 | UnitRequest::Lacking { .. }
                 | UnitRequest::Reset { .. } => Self::AtLeast(Role::Control),
                 UnitRequest::Probe => Self::AtLeastOrServer(Role::Control),
@@ -153,7 +162,7 @@ impl Access {
                 SequencerRequest::End { .. } => Self::AtLeastOrServer(Role::Reader),
                 SequencerRequest::Tokens { .. } => Self::AtLeast(Role::Writer),
                 SequencerRequest::Seal | SequencerRequest::Bootstrap(_) => {
-                    Self::AtLeast(Role::Control)
+                    Self::AtLeastOrLayout(Role::Control)
                 }
                 SequencerRequest::Probe => Self::AtLeastOrServer(Role::Control),
             },
@@ -163,7 +172,8 @@ impl Access {
                 LayoutRequest::Prepare { .. }
                 | LayoutRequest::Propose { .. }
                 | LayoutRequest::Learn { .. }
-                | LayoutRequest::Opinion { .. } => Self::AtLeast(Role::Control),
+                | LayoutRequest::Opinion { .. }
+                | LayoutRequest::Relay { .. } => Self::AtLeast(Role::Control),
                 LayoutRequest::Genesis { .. } => Self::AtLeast(Role::Admin),
             },
         }
@@ -175,13 +185,18 @@ impl Access {
             Self::Anyone => true,
             Self::AtLeast(least) => !role.is_server() && role >= least,
             Self::AtLeastOrServer(least) => role.is_server() || role >= least,
+            Self::AtLeastOrLayout(least) => {
+                role.may_serve(Kind::Layout) || Self::AtLeast(least).allows(role)
+            }
         }
     }
 
     fn needs(self) -> Role {
         match self {
             Self::Anyone => Role::Reader,
-            Self::AtLeast(least) | Self::AtLeastOrServer(least) => least,
+            Self::AtLeast(least) | Self::AtLeastOrServer(least) | Self::AtLeastOrLayout(least) => {
+                least
+            }
         }
     }
 }
@@ -246,7 +261,8 @@ pub fn admit(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Target, Term};
+    use crate::message::relay::tests::every_request;
+    use crate::{Relayed, Target, Term};
 
     fn head(request: Request) -> RequestHead {
         RequestHead {
@@ -294,8 +310,37 @@ mod tests {
             Err(Refusal::WrongRole { .. })
         ));
         assert_eq!(asked_by(Role::Control, &seal), Ok(()));
-        for server in [Role::LogUnit, Role::Sequencer, Role::Layout, Role::Server] {
+        for server in [Role::LogUnit, Role::Sequencer] {
             assert!(asked_by(server, &seal).is_err() && asked_by(server, &token).is_err());
+        }
+    }
+
+    /// A layout server is asked by control clients to pass on what begins a term, and by nobody to do more. No other server
+    /// is asked for any of it, so none may.
+    #[test]
+    fn a_layout_server_may_make_what_it_passes_on_and_no_other_change() {
+        let sealing = |request: &Request| {
+            matches!(
+                request,
+                Request::Unit(UnitRequest::Seal | UnitRequest::Announce { .. })
+                    | Request::Sequencer(SequencerRequest::Seal | SequencerRequest::Bootstrap(_))
+            )
+        };
+        for request in every_request() {
+            let relayed = [Kind::LogUnit, Kind::Sequencer]
+                .into_iter()
+                .find_map(|kind| Relayed::of(kind, request.clone()));
+            let access = Access::of(&request);
+            for role in [Role::Layout, Role::Server] {
+                // What else they may is what any server may.
+                let may = relayed.is_some() || access.allows(Role::LogUnit);
+                assert_eq!(access.allows(role), may, "{role}: {request:?}");
+            }
+            for role in [Role::LogUnit, Role::Sequencer] {
+                assert!(!(sealing(&request) && access.allows(role)), "{request:?}");
+            }
+            // Whoever has something passed on may do it without.
+            assert!(relayed.is_none() || access.allows(Role::Control));
         }
     }
 
@@ -375,9 +420,10 @@ mod tests {
         }
     }
 
-    /// An opinion makes a server call another: nobody asks for it who may not act on it.
+    /// Both make a server call another: nobody asks for it who may not act on it. A relay besides runs under a certificate
+    /// that may seal.
     #[test]
-    fn only_control_asks_for_an_opinion() {
+    fn only_control_asks_for_an_opinion_or_a_relay() {
         let server = crate::Server {
             name: "u-1".parse().unwrap(),
             address: "host:1".parse().unwrap(),
@@ -385,15 +431,21 @@ mod tests {
             incarnation: Incarnation(1),
         };
         let opinion = head(Request::Layout(LayoutRequest::Opinion {
-            of: Box::new(server),
+            of: Box::new(server.clone()),
             kind: Kind::LogUnit,
         }));
-        for role in [Role::Writer, Role::Layout, Role::Server] {
-            assert!(matches!(
-                asked_by(role, &opinion),
-                Err(Refusal::WrongRole { .. })
-            ));
+        let relay = head(Request::Layout(LayoutRequest::Relay {
+            to: Box::new(server),
+            request: Relayed::SealUnit,
+        }));
+        for asked in [&opinion, &relay] {
+            for role in [Role::Reader, Role::Writer, Role::Layout, Role::Server] {
+                assert!(matches!(
+                    asked_by(role, asked),
+                    Err(Refusal::WrongRole { .. })
+                ));
+            }
+            assert_eq!(asked_by(Role::Control, asked), Ok(()));
         }
-        assert_eq!(asked_by(Role::Control, &opinion), Ok(()));
     }
 }

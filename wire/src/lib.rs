@@ -28,6 +28,7 @@ pub use layout::{
     Settings,
 };
 pub use message::layout::{LayoutReply, LayoutRequest, Promise, Report, Standing};
+pub use message::relay::{Brought, Relayed};
 pub use message::sequencer::{BootstrapPage, SequencerReply, SequencerRequest, StreamTail, Token};
 pub use message::unit::{
     Answer, ConfirmedEnd, Fill, FillOutcome, Held, Sealed, UnitReply, UnitRequest, WriteKind,

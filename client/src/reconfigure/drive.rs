@@ -13,8 +13,8 @@ use milonga_host::Moment;
 use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{
     Acceptance, Decided, Description, Identity, InvalidLayout, Kind, Layout, LayoutReply,
-    LayoutRequest, Origin, Payload, Position, Rank, Refusal, Sealed, SequencerReply,
-    SequencerRequest, Server, ServerName, Term, UnitReply, UnitRequest,
+    LayoutRequest, Origin, Position, Rank, Refusal, Sealed, SequencerReply, SequencerRequest,
+    Server, ServerName, Term, UnitReply, UnitRequest,
 };
 
 use crate::calls::{Failure, peer, unexpected};
@@ -24,6 +24,7 @@ use crate::log::Log;
 use crate::reconfigure::finish::finish;
 use crate::reconfigure::phases::Phases;
 use crate::reconfigure::plan::{Change, PlanError, Seals, next};
+use crate::reconfigure::reach::{Far, Reach};
 use crate::reconfigure::servers;
 use crate::reconfigure::survey::Survey;
 use crate::reconfigure::words;
@@ -66,7 +67,9 @@ pub enum ChangeError {
     /// No sequencer of the layout answered.
     #[error("no sequencer answered: {}; start one of them", .0.join(", "))]
     NoSequencer(Vec<String>),
-    /// This client does not reach a server that a majority of the layout servers reach, or they cannot tell: it stays (H29).
+    /// This client does not reach a server, and nobody confirms that it is down: it stays (H29). Where a majority of the
+    /// layout servers reaches it, and nothing else is wrong, that is all; what needs a term is done through them. Where they
+    /// cannot tell, nothing is.
     #[error(
         "this client does not reach {0}, but nobody confirms that it is down; nothing was changed; look at the network between them"
     )]
@@ -140,16 +143,20 @@ pub async fn mend(
         .known()
         .filter(|newer| newer.layout.term > term)
     {
-        finish(log, &newer).await?;
+        finish(log, &newer, &survey.far).await?;
         return Ok(newer);
     }
     if survey.is_well() {
-        finish(log, &known).await?;
+        finish(log, &known, &survey.far).await?;
         return Ok(Arc::new(known));
     }
-    if let Some(name) = survey.far.first()
+    if let Some(name) = survey.cut_off.first()
         && !survey.needs_a_term()
     {
+        // Whoever decided the term may have died over it, and the others may have no other client than this one.
+        if let Err(error) = finish(log, &known, &survey.far).await {
+            tracing::info!(%error, "the term could not be put to work through others");
+        }
         return Err(ChangeError::Unconfirmed(name.to_string()));
     }
     let change = Change {
@@ -163,7 +170,7 @@ async fn look(log: &Log, suspect: Option<&ServerName>) -> Result<(Decided, Surve
     let known = log.shared.layouts.read().await?;
     let mut standings = known.standings.iter();
     let accepted = standings.any(|standing| standing.accepted.is_some());
-    let mut survey = Survey::of(log, &known.decided.layout, suspect).await;
+    let mut survey = Survey::of(log, &known.decided, suspect).await;
     survey.half_done |= accepted;
     Ok((known.decided, survey))
 }
@@ -218,7 +225,9 @@ async fn make_after(
         }
         let known = log.shared.layouts.read().await?;
         if known.decided.layout.term > from {
-            finish(log, &known.decided).await?;
+            let near = Far::default();
+            let far = survey.as_ref().map_or(&near, |survey| &survey.far);
+            finish(log, &known.decided, far).await?;
             return Ok(Arc::new(known.decided));
         }
         let seen = known
@@ -240,7 +249,7 @@ async fn make_after(
         let old = &known.decided.layout;
         let survey = match &survey {
             Some(survey) => survey,
-            None => survey.insert(Survey::of(log, old, None).await),
+            None => survey.insert(Survey::of(log, &known.decided, None).await),
         };
         survey.permits(old, change)?;
         if let Some(servers) = &change.layout_servers {
@@ -250,7 +259,7 @@ async fn make_after(
         match propose(log, &known.decided, rank, change, survey, why).await {
             Ok((decided, sealed)) => {
                 let voted = host.clock.now();
-                finish(log, &decided).await?;
+                finish(log, &decided, &survey.far).await?;
                 log.shared.changes.note(Phases {
                     term: decided.layout.term,
                     began,
@@ -302,7 +311,7 @@ async fn propose(
     // An accepted layout may be decided already (H21): it is finished, and nothing of it is used before.
     let layout = match accepted {
         Some((_, layout)) => *layout,
-        None => compute(log, old, term, change, survey, why).await?,
+        None => compute(log, previous, term, change, survey, why).await?,
     };
     let sealed = log.host().clock.now();
     let request = LayoutRequest::Propose {
@@ -343,18 +352,21 @@ pub(super) fn is_closed_only(layout: &Layout, unit: &Server) -> bool {
 /// Seals the term and computes its layout from the answers (C7).
 async fn compute(
     log: &Log,
-    old: &Layout,
+    previous: &Decided,
     term: Term,
     change: &Change,
     survey: &Survey,
     why: &str,
 ) -> Result<Layout, Step> {
+    let old = &previous.layout;
+    let reach = &Reach::new(log, previous, &survey.far);
     let is_absent = |server: &&Server| survey.absent.contains(&server.identity);
     let listed = old.units.iter().chain(&old.spares);
     let is_new = |unit: &&Server| listed.clone().all(|known| known.identity != unit.identity);
     let all = listed.clone().chain(change.arrivals().filter(is_new));
     let asked = all.filter(|unit| !is_absent(unit));
-    let seals = join_all(asked.map(|unit| async move { (unit, seal_unit(log, unit, term).await) }));
+    let seals =
+        join_all(asked.map(|unit| async move { (unit, seal_unit(reach, unit, term).await) }));
     let mut units = BTreeMap::new();
     for (unit, sealed) in seals.await {
         let failure = match sealed {
@@ -364,7 +376,7 @@ async fn compute(
             }
             Err(failure) => failure,
         };
-        if matches!(failure.refusal(), Some(Refusal::StaleTerm { .. })) {
+        if is_over(&failure) {
             return Err(Step::Again);
         }
         tracing::info!(%failure, %term, "a unit could not be sealed");
@@ -374,7 +386,7 @@ async fn compute(
             return Err(PlanError::Missing(vec![unit.name.to_string()]).into());
         }
     }
-    let whole = whole(log, old, term, change, &units).await;
+    let whole = whole(reach, old, term, change, &units).await;
     // The old sequencer's counter, if it still has one; and the first of the sequencers that answers issues next.
     let wanted = change.sequencer.as_ref();
     let mut sequencers: Vec<&Server> = std::iter::once(&old.sequencer)
@@ -387,15 +399,12 @@ async fn compute(
             silent.push(format!("{} is down", server.name));
             continue;
         }
-        match seal_sequencer(log, server, term).await {
+        match seal_sequencer(reach, server, term).await {
             Ok((present, sealed)) => {
                 counter = counter.max(sealed);
                 first.get_or_insert(present);
             }
-            Err(Failure::Refused {
-                refusal: Refusal::StaleTerm { .. },
-                ..
-            }) => return Err(Step::Again),
+            Err(failure) if is_over(&failure) => return Err(Step::Again),
             Err(failure) => silent.push(failure.to_string()),
         }
     }
@@ -424,7 +433,7 @@ pub(super) fn cut(mut text: String) -> String {
 
 /// Which units hold every position of the closed chains that lose somebody, or get somebody (P3, P6).
 async fn whole(
-    log: &Log,
+    reach: &Reach<'_>,
     old: &Layout,
     term: Term,
     change: &Change,
@@ -448,15 +457,10 @@ async fn whole(
         .into_iter()
         .map(|((start, number), stripes, unit)| async move {
             let listed = old.unit(unit)?;
-            let server = present(log, listed, Kind::LogUnit).await.ok()?;
+            let server = present(reach, listed, Kind::LogUnit, term).await.ok()?;
             let request = UnitRequest::Settled { stripes };
-            let calls = &log.shared.calls;
-            match calls
-                .unit(&server, term, request, Payload::new())
-                .await
-                .ok()?
-            {
-                (UnitReply::Settled(mark), _) if stripes.run_from(mark).is_none() => {
+            match reach.unit(&server, term, request).await.ok()? {
+                UnitReply::Settled(mark) if stripes.run_from(mark).is_none() => {
                     Some((start, number, unit))
                 }
                 _ => None,
@@ -571,8 +575,13 @@ pub(super) async fn describe(
 }
 
 /// The server as it runs now, if its directory is still the one that the layout lists.
-async fn present(log: &Log, server: &Server, kind: Kind) -> Result<Server, Failure> {
-    let found = describe(log, server, kind).await?;
+async fn present(
+    reach: &Reach<'_>,
+    server: &Server,
+    kind: Kind,
+    term: Term,
+) -> Result<Server, Failure> {
+    let found = reach.describe(server, kind, term).await?;
     if found.identity != server.identity {
         let refusal = Refusal::WrongServer {
             asked: server.identity,
@@ -589,28 +598,29 @@ async fn present(log: &Log, server: &Server, kind: Kind) -> Result<Server, Failu
     })
 }
 
-async fn seal_unit(log: &Log, unit: &Server, term: Term) -> Result<Sealed, Failure> {
-    let unit = present(log, unit, Kind::LogUnit).await?;
-    match log
-        .shared
-        .calls
-        .unit(&unit, term, UnitRequest::Seal, Payload::new())
-        .await?
-    {
-        (UnitReply::Sealed(sealed), _) => Ok(*sealed),
+/// Whether somebody has sealed or decided a later term.
+pub(super) fn is_over(failure: &Failure) -> bool {
+    matches!(
+        failure.refusal(),
+        Some(Refusal::StaleTerm { .. } | Refusal::Decided { .. })
+    )
+}
+
+async fn seal_unit(reach: &Reach<'_>, unit: &Server, term: Term) -> Result<Sealed, Failure> {
+    let unit = present(reach, unit, Kind::LogUnit, term).await?;
+    match reach.unit(&unit, term, UnitRequest::Seal).await? {
+        UnitReply::Sealed(sealed) if sealed.identity == unit.identity => Ok(*sealed),
         _ => Err(unexpected(unit.name.as_str())),
     }
 }
 
 async fn seal_sequencer(
-    log: &Log,
+    reach: &Reach<'_>,
     server: &Server,
     term: Term,
 ) -> Result<(Server, Option<Position>), Failure> {
-    let server = present(log, server, Kind::Sequencer).await?;
-    match log
-        .shared
-        .calls
+    let server = present(reach, server, Kind::Sequencer, term).await?;
+    match reach
         .sequencer(&server, term, SequencerRequest::Seal)
         .await?
     {

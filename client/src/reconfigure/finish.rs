@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX};
 use milonga_wire::{
-    Before, BootstrapPage, Decided, Kind, Layout, Payload, Position, Refusal, SequencerReply,
-    SequencerRequest, Server, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
+    Before, BootstrapPage, Decided, Kind, Layout, Position, SequencerReply, SequencerRequest,
+    Server, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
 };
 
 use crate::calls::{Failure, unexpected};
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, answers_soon, is_closed_only};
+use crate::reconfigure::drive::{ChangeError, answers_soon, is_closed_only, is_over};
+use crate::reconfigure::reach::{Far, Reach};
 use crate::reconfigure::servers;
 
 /// Positions that one step of a restore covers.
@@ -22,37 +23,30 @@ const RESTORE_POSITIONS: u64 = 1_024;
 /// Stream tails pages that a bootstrap may take: 64 million streams.
 const PAGES_MAX: u32 = 16_384;
 
-/// Puts a decided layout to work: every unit hears where its open segment starts, the sequencer its stream tails.
-pub(crate) async fn finish(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
-    match put_to_work(log, decided).await {
+/// Puts a decided layout to work: every unit hears where its open segment starts, the sequencer its stream tails. Those that
+/// are `far` hear it through layout servers.
+pub(super) async fn finish(log: &Log, decided: &Decided, far: &Far) -> Result<(), ChangeError> {
+    match put_to_work(log, decided, far).await {
         // Somebody has sealed a later term, and goes on from there.
-        Err(ChangeError::Server(failure))
-            if matches!(failure.refusal(), Some(Refusal::StaleTerm { .. })) =>
-        {
-            Ok(())
-        }
+        Err(ChangeError::Server(failure)) if is_over(&failure) => Ok(()),
         finished => finished,
     }
 }
 
-async fn put_to_work(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
+async fn put_to_work(log: &Log, decided: &Decided, far: &Far) -> Result<(), ChangeError> {
     let layout = &decided.layout;
+    let reach = &Reach::new(log, decided, far);
     let announce = UnitRequest::Announce {
         start: layout.open_segment().start,
     };
     let announced = layout.units.iter().map(|unit| {
         let request = announce.clone();
         async move {
-            if !is_there(log, layout, unit).await {
+            if !is_there(log, reach, layout, unit).await {
                 return Ok(());
             }
-            match log
-                .shared
-                .calls
-                .unit(unit, layout.term, request, Payload::new())
-                .await?
-            {
-                (UnitReply::Announced, _) => Ok(()),
+            match reach.unit(unit, layout.term, request).await? {
+                UnitReply::Announced => Ok(()),
                 _ => Err(unexpected(unit.name.as_str())),
             }
         }
@@ -66,7 +60,7 @@ async fn put_to_work(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
             result?;
         }
     }
-    bootstrap(log, decided).await?;
+    bootstrap(log, reach, decided).await?;
     let (restorer, decided) = (log.clone(), decided.clone());
     log.host()
         .tasks
@@ -75,16 +69,16 @@ async fn put_to_work(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
 }
 
 /// Whether the term waits for `unit`: not for one that only closed ranges need and that does not answer soon.
-async fn is_there(log: &Log, layout: &Layout, unit: &Server) -> bool {
-    !is_closed_only(layout, unit) || answers_soon(log, unit, Kind::LogUnit).await
+async fn is_there(log: &Log, reach: &Reach<'_>, layout: &Layout, unit: &Server) -> bool {
+    !is_closed_only(layout, unit)
+        || reach.is_far(unit)
+        || answers_soon(log, unit, Kind::LogUnit).await
 }
 
 /// Gives the sequencer of `decided` the tails of all streams, read from every unit of the layout.
-async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
+async fn bootstrap(log: &Log, reach: &Reach<'_>, decided: &Decided) -> Result<(), ChangeError> {
     let layout = &decided.layout;
-    let probe = log
-        .shared
-        .calls
+    let probe = reach
         .sequencer(&layout.sequencer, layout.term, SequencerRequest::Probe)
         .await?;
     if matches!(probe, SequencerReply::Probed { serving: true }) {
@@ -95,8 +89,8 @@ async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
     let mut doubt = Position::FIRST;
     let units = layout.units.iter();
     let told = units.map(|unit| async move {
-        if is_there(log, layout, unit).await {
-            stream_tails(log, unit, layout.term).await.map(Some)
+        if is_there(log, reach, layout, unit).await {
+            stream_tails(reach, unit, layout.term).await.map(Some)
         } else {
             Ok(None)
         }
@@ -141,9 +135,7 @@ async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
             last: page + 1 == pages,
             tails: part,
         }));
-        match log
-            .shared
-            .calls
+        match reach
             .sequencer(&layout.sequencer, layout.term, request)
             .await?
         {
@@ -155,7 +147,7 @@ async fn bootstrap(log: &Log, decided: &Decided) -> Result<(), ChangeError> {
 }
 
 async fn stream_tails(
-    log: &Log,
+    reach: &Reach<'_>,
     unit: &Server,
     term: Term,
 ) -> Result<Vec<(StreamId, Before)>, Failure> {
@@ -165,13 +157,8 @@ async fn stream_tails(
             after,
             count_max: STREAM_TAILS_PAGE_MAX,
         };
-        match log
-            .shared
-            .calls
-            .unit(unit, term, request, Payload::new())
-            .await?
-        {
-            (UnitReply::StreamTails { tails, more }, _) => {
+        match reach.unit(unit, term, request).await? {
+            UnitReply::StreamTails { tails, more } => {
                 let last = tails.last().map(|(stream, _)| *stream);
                 all.extend(tails);
                 if !more || last.is_none() || last <= after {

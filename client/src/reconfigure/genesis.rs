@@ -14,6 +14,7 @@ use crate::calls::{Failure, unexpected};
 use crate::log::Log;
 use crate::reconfigure::drive::ChangeError;
 use crate::reconfigure::finish::finish;
+use crate::reconfigure::reach::Far;
 
 /// What the first layout should be, by address.
 #[derive(Clone, Debug)]
@@ -72,7 +73,7 @@ pub enum InitError {
 /// [`InitError`].
 pub async fn init(log: &Log, genesis: &Genesis) -> Result<Decided, InitError> {
     if let Some(decided) = started_before(log, genesis).await {
-        finish(log, &decided).await?;
+        finish(log, &decided, &Far::default()).await?;
         return Ok(decided);
     }
     let mut servers: BTreeMap<Address, Server> = BTreeMap::new();
@@ -145,7 +146,7 @@ pub async fn init(log: &Log, genesis: &Genesis) -> Result<Decided, InitError> {
         acceptances: vec![],
     };
     log.shared.layouts.adopt(decided.clone());
-    finish(log, &decided).await?;
+    finish(log, &decided, &Far::default()).await?;
     Ok(decided)
 }
 

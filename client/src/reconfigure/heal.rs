@@ -28,7 +28,7 @@ const STEP_POSITIONS: u64 = 16_384;
 /// Payload bytes that one step of a copy covers.
 const STEP_BYTES: u32 = 2 << 20;
 /// While appends go on, a copy pauses this many times as long as its step took.
-const BUSY_PAUSE: u32 = 2;
+const BUSY_PAUSE: u32 = 4;
 /// Steps after which a copy looks whether appends go on.
 const PACE_STEPS: u32 = 8;
 /// How long a copy that makes no progress is nobody's.

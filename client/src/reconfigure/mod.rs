@@ -24,6 +24,7 @@ mod opinion;
 mod phases;
 mod plan;
 mod preview;
+mod reach;
 mod reset;
 mod servers;
 mod survey;
@@ -43,10 +44,13 @@ pub use reset::{Reset, ResetError, reset_left_unit};
 
 pub use crate::repair::{RepairError, Repaired, repair};
 pub use preview::{Copying, Preview, Reached, Redundancy};
+pub(crate) use reach::RELAYS_MAX;
 pub use wish::{HandError, Wish};
 
 #[cfg(test)]
 mod by_hand_tests;
+#[cfg(test)]
+mod reach_tests;
 #[cfg(test)]
 mod servers_tests;
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use milonga_wire::{Kind, Layout, LayoutReply, LayoutRequest, Refusal, Server};
+use milonga_wire::{Identity, Kind, Layout, LayoutReply, LayoutRequest, Refusal, Server};
 
 use crate::calls::{Failure, unexpected};
 use crate::log::Log;
@@ -107,12 +107,19 @@ fn heard(server: &Server, answer: Result<LayoutReply, Failure>) -> Opinion {
     }
 }
 
-/// What the layout servers' opinions on `of` come to.
-pub(crate) async fn asked(log: &Log, layout: &Layout, of: &Server, kind: Kind) -> Verdict {
+/// What the layout servers' opinions on `of` come to, and who of them reached it.
+pub(crate) async fn asked(
+    log: &Log,
+    layout: &Layout,
+    of: &Server,
+    kind: Kind,
+) -> (Verdict, Vec<Identity>) {
     let opinions = opinions(log, layout, of, kind).await;
     let verdict = verdict(&opinions);
     tracing::info!(server = %of.name, ?verdict, "a second opinion");
-    verdict
+    let said = layout.layout_servers.iter().zip(opinions);
+    let reach = said.filter(|(_, opinion)| *opinion == Opinion::Well);
+    (verdict, reach.map(|(server, _)| server.identity).collect())
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::pin::pin;
 
 use futures_util::future::{Either, join, join_all, select};
-use milonga_wire::{Description, Identity, Kind, Layout, Server, ServerName};
+use milonga_wire::{Decided, Description, Identity, Kind, Layout, Server, ServerName};
 
 use crate::calls::Failure;
 use crate::log::Log;
 use crate::reconfigure::drive::{ChangeError, answers_soon, describe, is_closed_only};
 use crate::reconfigure::opinion::{self, Verdict};
 use crate::reconfigure::plan::{Change, PlanError};
+use crate::reconfigure::reach::{Far, Reach};
 
 /// What a survey shows.
 #[derive(Debug, Default)]
@@ -25,9 +26,12 @@ pub(super) struct Survey {
     pub absent: BTreeSet<Identity>,
     /// Of those, some that the open segment or the issuing of positions needs.
     is_lamed: bool,
-    /// Who does not answer this client, but others: nobody is left out for that (H29).
-    pub far: Vec<ServerName>,
-    /// Who does not answer, and too few said whether it answers them.
+    /// Who does not answer this client, but others, who asked it for this client: nobody is left out for that, and nothing
+    /// begins for it (H29).
+    pub far: Far,
+    /// Of those, whom the layout needs.
+    pub cut_off: Vec<ServerName>,
+    /// Who does not answer, and too few said whether it answers them; or nobody could ask it for this client.
     unsure: Vec<ServerName>,
 }
 
@@ -44,14 +48,15 @@ enum Found {
     Answers(Box<Description>),
     /// A majority finds it in trouble.
     Gone,
-    /// So many reach it that no majority can find it in trouble.
-    Far,
+    /// So many reach it that no majority can find it in trouble. What it says, through one of them.
+    Far(Box<Description>, Far),
     Unsure,
 }
 
 impl Survey {
-    /// Asks every server of `layout`, and about those that do not answer, and about `suspect`, the layout servers too.
-    pub(super) async fn of(log: &Log, layout: &Layout, suspect: Option<&ServerName>) -> Self {
+    /// Asks every server of the newest layout, and about those that do not answer, and about `suspect`, the layout servers too.
+    pub(super) async fn of(log: &Log, known: &Decided, suspect: Option<&ServerName>) -> Self {
+        let layout = &known.layout;
         let units = layout.units.iter().map(|unit| (unit, Kind::LogUnit));
         let servers = units.chain([(&layout.sequencer, Kind::Sequencer)]);
         let found = join_all(servers.map(|(server, kind)| async move {
@@ -59,7 +64,7 @@ impl Survey {
             (
                 server,
                 kind,
-                find(log, layout, server, kind, is_suspect).await,
+                find(log, known, server, kind, is_suspect).await,
             )
         }));
         let standbys = layout.standbys.iter().map(|one| (one, Kind::Sequencer));
@@ -73,26 +78,36 @@ impl Survey {
         let mut back = vec![];
         for (server, kind, found) in found {
             let is_needed = kind == Kind::Sequencer || !is_closed_only(layout, server);
-            match found {
-                Found::Answers(said) => {
-                    survey.half_done |= said.term > layout.term;
-                    survey.restarted |= is_needed && said.incarnation != server.incarnation;
-                    if !is_needed && is_back(layout, server, &said) {
-                        back.push(opinion::asked(log, layout, server, kind));
-                    }
+            let said = match found {
+                Found::Answers(said) => said,
+                Found::Far(said, far) => {
+                    survey.far.add(far);
+                    survey
+                        .cut_off
+                        .extend(is_needed.then(|| server.name.clone()));
+                    said
                 }
                 Found::Gone => {
                     survey.absent.insert(server.identity);
                     survey.is_lamed |= is_needed;
+                    continue;
                 }
-                Found::Far if is_needed => survey.far.push(server.name.clone()),
-                Found::Unsure if is_needed => survey.unsure.push(server.name.clone()),
-                Found::Far | Found::Unsure => {}
+                Found::Unsure => {
+                    survey.unsure.extend(is_needed.then(|| server.name.clone()));
+                    continue;
+                }
+            };
+            survey.half_done |= said.term > layout.term;
+            survey.restarted |= is_needed && said.incarnation != server.incarnation;
+            if !is_needed && is_back(layout, server, &said) {
+                back.push(opinion::asked(log, layout, server, kind));
             }
         }
         // A later term can seal them, if they are well: one that cannot be sealed would be back in every term.
         let back = join_all(back).await;
-        survey.restarted |= back.contains(&Verdict::Unfounded);
+        survey.restarted |= back
+            .iter()
+            .any(|(verdict, _)| *verdict == Verdict::Unfounded);
         let silent = ready.into_iter().filter(|(_, answers)| !answers);
         survey
             .absent
@@ -102,7 +117,7 @@ impl Survey {
 
     /// Whether the layout needs no change as far as this client can see.
     pub(super) fn is_well(&self) -> bool {
-        !self.needs_a_term() && self.far.is_empty()
+        !self.needs_a_term() && self.cut_off.is_empty()
     }
 
     /// Whether something is wrong that only a new term mends.
@@ -124,12 +139,7 @@ impl Survey {
             let unit = layout.units.iter().find(|unit| unit.name == **name);
             unit.is_some_and(|unit| change.leaves(&unit.identity))
         };
-        if let Some(name) = self
-            .unsure
-            .iter()
-            .chain(&self.far)
-            .find(|name| !leaves(name))
-        {
+        if let Some(name) = self.unsure.iter().find(|name| !leaves(name)) {
             return Err(ChangeError::Unconfirmed(name.to_string()));
         }
         for chain in &layout.open_segment().chains {
@@ -156,33 +166,42 @@ impl Survey {
 
 /// Whoever is no suspect is asked about only if it does not answer itself; a suspect that others find in trouble is not
 /// waited for.
-async fn find(log: &Log, layout: &Layout, server: &Server, kind: Kind, is_suspect: bool) -> Found {
+async fn find(log: &Log, known: &Decided, server: &Server, kind: Kind, is_suspect: bool) -> Found {
+    let layout = &known.layout;
     let said = pin!(describe(log, server, kind));
     let asked = pin!(opinion::asked(log, layout, server, kind));
     let answers = |said: Result<Description, Failure>| {
         let said = said.ok().filter(|said| said.identity == server.identity);
-        said.map(|said| Found::Answers(Box::new(said)))
+        said.map(Box::new)
     };
-    let (found, verdict) = if is_suspect {
+    let (found, (verdict, reach)) = if is_suspect {
         match select(said, asked).await {
             Either::Left((said, asked)) => (answers(said), asked.await),
-            Either::Right((Verdict::Confirmed, _)) => return Found::Gone,
+            Either::Right(((Verdict::Confirmed, _), _)) => return Found::Gone,
             // Another layout is known: whatever this one would show is of no use.
-            Either::Right((Verdict::Undecided, _)) if log.is_newer_than(layout.term) => {
+            Either::Right(((Verdict::Undecided, _), _)) if log.is_newer_than(layout.term) => {
                 return Found::Unsure;
             }
-            Either::Right((verdict, said)) => (answers(said.await), verdict),
+            Either::Right((asked, said)) => (answers(said.await), asked),
         }
     } else {
         match answers(said.await) {
-            Some(found) => return found,
+            Some(said) => return Found::Answers(said),
             None => (None, asked.await),
         }
     };
     match (found, verdict) {
         (_, Verdict::Confirmed) => Found::Gone,
-        (Some(found), _) => found,
-        (None, Verdict::Unfounded) => Found::Far,
+        (Some(said), _) => Found::Answers(said),
+        (None, Verdict::Unfounded) => {
+            let far = Far::one(server.identity, reach);
+            let through = Reach::new(log, known, &far);
+            let said = through.describe(server, kind, layout.term).await;
+            match answers(said) {
+                Some(said) => Found::Far(said, far),
+                None => Found::Unsure,
+            }
+        }
         (None, Verdict::Undecided) => Found::Unsure,
     }
 }

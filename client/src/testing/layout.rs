@@ -131,7 +131,7 @@ impl LayoutServer {
                 self.reports.push(report);
                 LayoutReply::Noted
             }
-            LayoutRequest::Opinion { .. } => {
+            LayoutRequest::Opinion { .. } | LayoutRequest::Relay { .. } => {
                 unreachable!("the cluster answers it, which has the links")
             }
         })

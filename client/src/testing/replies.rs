@@ -31,6 +31,7 @@ pub(super) fn described(
         state: "serving".to_owned(),
         version: "test".to_owned(),
         damaged,
+        busy_per_mille: 0,
     };
     (Reply::Described(description.into()), Payload::new())
 }

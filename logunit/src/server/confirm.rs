@@ -3,6 +3,7 @@
 //! A unit that was left out of several terms is sealed over all of them at once. Nobody else may do that: a seal of the
 //! largest term would end the unit for ever.
 
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -11,8 +12,8 @@ use std::time::Duration;
 
 use milonga_host::net::{Peer, PeerKind, Request};
 use milonga_wire::{
-    Address, LayoutReply, LayoutRequest, Payload, Refusal, Reply, Request as Wanted, RequestHead,
-    Term,
+    Address, Layout, LayoutReply, LayoutRequest, Payload, Refusal, Reply, Request as Wanted,
+    RequestHead, Term,
 };
 use tokio::sync::Notify;
 
@@ -20,6 +21,8 @@ use super::{Shared, Waiting, busy, lock};
 
 /// How long a layout server may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// How many sets of layout servers are asked, each named by the one before.
+const SETS_MAX: usize = 4;
 /// Seals that wait for a layout server's word at most.
 const WAITING_MAX: usize = 64;
 
@@ -58,7 +61,7 @@ impl Shared {
                     self.enqueue(seal);
                 } else {
                     let asked = seal.asked.term;
-                    let current = lock(&self.core).unit.term();
+                    let current = lock(&self.standing).term;
                     let refusal = Refusal::TermJump { asked, current };
                     seal.respond.send(Err(refusal));
                 }
@@ -66,24 +69,52 @@ impl Shared {
         }
     }
 
-    /// The highest term that a layout server says is decided, as soon as one says `enough`.
+    /// The highest term that a layout server says is decided, as soon as one says `enough`: of those in the configuration,
+    /// and of those that took over from them.
     async fn newest_term(&self, enough: Term) -> Option<Term> {
-        let servers = &self.config.layout_servers;
+        let mut asked: BTreeSet<Address> = self.config.layout_servers.iter().cloned().collect();
+        let mut to_ask = asked.clone();
+        let mut newest: Option<Layout> = None;
+        for _ in 0..SETS_MAX {
+            let found = self.newest_of(&to_ask, enough).await;
+            if found.as_ref().map(|found| found.term) <= newest.as_ref().map(|known| known.term) {
+                break;
+            }
+            newest = found;
+            let newer = newest.iter().flat_map(|layout| &layout.layout_servers);
+            to_ask = newer
+                .map(|server| server.address.clone())
+                .filter(|address| asked.insert(address.clone()))
+                .collect();
+            let known = newest.as_ref().map(|layout| layout.term);
+            if known >= Some(enough) || to_ask.is_empty() {
+                break;
+            }
+        }
+        newest.map(|layout| layout.term)
+    }
+
+    /// The newest layout that one of `servers` says is decided, as soon as one is of `enough`.
+    async fn newest_of(&self, servers: &BTreeSet<Address>, enough: Term) -> Option<Layout> {
         let mut calls: Vec<Pin<Box<_>>> = servers
             .iter()
             .map(|address| Box::pin(self.ask(address)))
             .collect();
-        let mut newest = None;
+        let mut newest: Option<Layout> = None;
         poll_fn(|cx| {
             calls.retain_mut(|call| match call.as_mut().poll(cx) {
-                Poll::Ready(term) => {
-                    newest = newest.max(term);
+                Poll::Ready(found) => {
+                    let known = newest.as_ref().map(|layout| layout.term);
+                    if found.as_ref().map(|found| found.term) > known {
+                        newest = found;
+                    }
                     false
                 }
                 Poll::Pending => true,
             });
-            if calls.is_empty() || newest >= Some(enough) {
-                Poll::Ready(newest)
+            let known = newest.as_ref().map(|layout| layout.term);
+            if calls.is_empty() || known >= Some(enough) {
+                Poll::Ready(newest.take())
             } else {
                 Poll::Pending
             }
@@ -91,7 +122,7 @@ impl Shared {
         .await
     }
 
-    async fn ask(&self, address: &Address) -> Option<Term> {
+    async fn ask(&self, address: &Address) -> Option<Layout> {
         let peer = Peer {
             name: None,
             address: address.clone(),
@@ -109,8 +140,8 @@ impl Shared {
         let response = self.net.call(&peer, request, ANSWER_WITHIN).await.ok()?;
         match response.reply {
             Ok(Reply::Layout(LayoutReply::Newest { decided, .. })) => decided
-                .filter(|decided| decided.layout.cluster == self.config.cluster)
-                .map(|decided| decided.layout.term),
+                .map(|decided| decided.layout)
+                .filter(|layout| layout.cluster == self.config.cluster),
             Ok(_) | Err(_) => None,
         }
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Core, Shared, lock};
+use super::{Core, CoreGuard, Shared};
 use crate::config::Scrub;
 
 /// Between two steps at least, and between two rounds.
@@ -32,7 +32,8 @@ impl Shared {
         loop {
             let began = self.clock.now();
             loop {
-                let (read, done) = self.scrub(step);
+                let core = self.core.lock().await;
+                let (read, done) = self.scrub(core, step);
                 if done {
                     break;
                 }
@@ -48,13 +49,13 @@ impl Shared {
     }
 
     /// One step. How many bytes it read, and whether it ended a round.
-    fn scrub(&self, bytes_max: u64) -> (u64, bool) {
-        let mut core = lock(&self.core);
-        let Core { unit, storage } = &mut *core;
-        let scrubbed = storage.scrub(bytes_max);
-        unit.scrubbed(scrubbed.damaged);
-        let damaged = storage.damaged();
-        drop(core);
+    fn scrub(&self, core: CoreGuard<'_>, bytes_max: u64) -> (u64, bool) {
+        let (scrubbed, damaged) = self.at_work(core, |core| {
+            let Core { unit, storage } = core;
+            let scrubbed = storage.scrub(bytes_max);
+            unit.scrubbed(scrubbed.damaged);
+            (scrubbed, storage.damaged())
+        });
         self.metrics.scrubbed(&scrubbed, damaged);
         (scrubbed.bytes, scrubbed.done)
     }

@@ -113,13 +113,23 @@ impl Node {
     }
 
     fn scrubbing(layouts: &[Option<u64>], queue_bytes_max: usize, scrub: Option<Scrub>) -> Self {
-        let clock = Clock::simulated(0, 0);
         let address = |number: usize| format!("layout:{number}").parse::<Address>().unwrap();
         let newest = layouts.iter().enumerate();
         let newest: BTreeMap<_, _> = newest
             .map(|(number, term)| (address(number), term.map(Term)))
             .collect();
         let layout_servers = newest.keys().cloned().collect();
+        Self::beside(newest, layout_servers, queue_bytes_max, scrub)
+    }
+
+    /// Configured with `layout_servers`, in a network of those that know `newest`.
+    fn beside(
+        newest: BTreeMap<Address, Option<Term>>,
+        layout_servers: Vec<Address>,
+        queue_bytes_max: usize,
+        scrub: Option<Scrub>,
+    ) -> Self {
+        let clock = Clock::simulated(0, 0);
         let host = Host {
             net: Arc::new(Layouts {
                 newest,
@@ -311,6 +321,55 @@ async fn a_write_that_waits_is_not_read() {
     assert!(matches!(node.read(0, 1).await[0], Answer::Data(_)));
 }
 
+/// H29: who is called while the disk stands still says so at once, and goes on listening; else a unit that is there is taken
+/// for one that is gone. The one worker here is in the disk, so whatever else waited for it would wait for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn while_the_disk_stands_still_nobody_who_serves_waits_for_it() {
+    let node = Node::start().announced().await;
+    let (has_begun, go_on) = node.store.stall_next();
+    let stands_still = node.write(0, 0);
+    has_begun.recv().unwrap();
+
+    assert_eq!(node.server.describe().state, "serving");
+    assert!(node.server.is_ready());
+    let next = node.write(0, 1);
+    let spans = vec![Span::new(Position(0), Position(2))];
+    let bytes_max = 9;
+    let mut read = node.send(0, UnitRequest::Read { spans, bytes_max });
+    assert!(read.try_recv().is_err(), "what is durable is not known yet");
+    drop(go_on);
+
+    assert_eq!(stands_still.await.unwrap().0, stored());
+    let Ok(UnitReply::Read(answers)) = unit(read.await.unwrap().0) else {
+        panic!("not answered")
+    };
+    assert!(matches!(answers[0], Answer::Data(_)));
+    assert_eq!(next.await.unwrap().0, stored());
+    assert_eq!(node.server.describe().end, Position(2));
+}
+
+/// Bounded, like all that waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn too_many_questions_to_a_disk_that_stands_still_are_refused() {
+    let node = Node::start().announced().await;
+    let (has_begun, go_on) = node.store.stall_next();
+    let _stands_still = node.write(0, 0);
+    has_begun.recv().unwrap();
+    let ask = || {
+        let spans = vec![Span::one(Position(0))];
+        let bytes_max = 9;
+        node.send(0, UnitRequest::Read { spans, bytes_max })
+    };
+    let waiting: Vec<_> = (0..LATER_MAX).map(|_| ask()).collect();
+
+    let refused = unit(ask().await.unwrap().0);
+    assert!(matches!(refused, Err(Refusal::Busy { .. })), "{refused:?}");
+    drop(go_on);
+    for answer in waiting {
+        unit(answer.await.unwrap().0).unwrap();
+    }
+}
+
 /// U9, H30.
 #[tokio::test(start_paused = true)]
 async fn a_failed_commit_is_told_to_all_who_waited_and_reads_go_on() {
@@ -349,6 +408,24 @@ async fn a_seal_that_skips_terms_waits_for_a_layout_servers_word_and_holds_nobod
     };
     assert_eq!(sealed.end, Position(1));
     assert_eq!(node.store.durable().term, Term(7));
+}
+
+/// Layout servers are replaced while a unit is away: those that it was configured with name the ones that know more.
+#[tokio::test(start_paused = true)]
+async fn a_seal_is_confirmed_by_those_who_took_over_from_the_configured_layout_servers() {
+    let [old, new] = ["layout:0", "host:1"].map(|text| text.parse::<Address>().unwrap());
+    let newest = BTreeMap::from([(old.clone(), Some(Term(3))), (new, Some(Term(6)))]);
+    let node = Node::beside(newest, vec![old], 1 << 20, None)
+        .announced()
+        .await;
+
+    let sealed = node.ask(7, UnitRequest::Seal).await;
+    assert!(matches!(sealed, Ok(UnitReply::Sealed(_))), "{sealed:?}");
+    let too_far = node.ask(9, UnitRequest::Seal).await;
+    assert!(
+        matches!(too_far, Err(Refusal::TermJump { .. })),
+        "{too_far:?}"
+    );
 }
 
 /// U2: a seal of the largest term must not end the unit for ever.

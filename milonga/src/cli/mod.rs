@@ -209,7 +209,7 @@ impl Context {
 
 /// Runs a command's work on a runtime of its own.
 fn wait(context: &Context, work: impl Future<Output = Outcome>) -> Outcome {
-    crate::serve::runtime()?.block_on(async {
+    crate::serve::runtime(None)?.block_on(async {
         let outcome = work.await;
         context.cluster.leave().await;
         outcome

@@ -159,7 +159,7 @@ fn serve(role: Role, shared: &Shared, flags: &impl Serialize) -> Outcome {
     let flags = toml::Table::try_from(flags)
         .map_err(|why| Failure::usage(format!("a path is no text: {why}")))?;
     let settings = Settings::gather(shared.config.as_deref(), flags)?;
-    runtime()?.block_on(until_a_signal(role, settings))
+    runtime(Some(role))?.block_on(until_a_signal(role, settings))
 }
 
 async fn until_a_signal(role: Role, settings: Settings) -> Outcome {

@@ -17,6 +17,8 @@ use crate::output::{bytes, json, line, table};
 const ANSWER: Duration = Duration::from_secs(1);
 /// How long a majority of the layout servers may take, unless told otherwise.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// Per mille of the time at work from which a chain is said to be at its limit: the rest is needed to take in what comes.
+const AT_ITS_LIMIT: u32 = 700;
 /// Between two looks of `--wait`.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,6 +38,8 @@ pub(super) struct Status {
     left: Vec<Left>,
     lost: Vec<[u64; 2]>,
     issues: Vec<Issue>,
+    /// What is not wrong, and could be better.
+    advice: Vec<Issue>,
 }
 
 #[derive(Serialize)]
@@ -46,6 +50,7 @@ struct Row {
     term: Option<u64>,
     highest: Option<u64>,
     bytes: Option<u64>,
+    busy_per_mille: Option<u32>,
 }
 
 /// A unit that was left out and may come back. The cluster does without it, so it is no issue.
@@ -150,6 +155,7 @@ impl Status {
                 .map(|lost| [lost.start.0, lost.end.0])
                 .collect(),
             issues,
+            advice: at_the_limit(layout, &sight).into_iter().collect(),
         })
     }
 
@@ -170,6 +176,7 @@ impl Status {
             left: vec![],
             lost: vec![],
             issues: vec![issue("no-majority", "the layout servers", why, fix)],
+            advice: vec![],
         }
     }
 
@@ -227,7 +234,7 @@ impl Status {
                 left.name, left.text, left.fix
             ))?;
         }
-        for issue in &self.issues {
+        for issue in self.issues.iter().chain(&self.advice) {
             line(&format!(
                 "\n{}: {} {}; {}",
                 issue.code, issue.subject, issue.text, issue.fix
@@ -249,7 +256,7 @@ impl Status {
             .flat_map(|(role, rows)| rows.iter().map(move |row| row.cells(role)));
         line(&table(
             &[
-                "ROLE", "NAME", "ADDRESS", "STATE", "TERM", "HIGHEST", "BYTES",
+                "ROLE", "NAME", "ADDRESS", "STATE", "TERM", "HIGHEST", "BYTES", "BUSY",
             ],
             rows,
         ))?;
@@ -268,6 +275,7 @@ impl Row {
             term: said.map(|said| said.term.0),
             highest: said.and_then(|said| said.end.0.checked_sub(1)),
             bytes: said.filter(|_| is_unit).map(|said| said.bytes),
+            busy_per_mille: said.filter(|_| is_unit).map(|said| said.busy_per_mille),
         }
     }
 
@@ -295,6 +303,8 @@ impl Row {
             number(self.term),
             number(self.highest),
             self.bytes.map_or("-".to_owned(), bytes),
+            self.busy_per_mille
+                .map_or("-".to_owned(), |busy| format!("{} %", busy / 10)),
         ]
     }
 }
@@ -375,6 +385,34 @@ fn issue(
         text: text.into(),
         fix: fix.into(),
     }
+}
+
+/// Advice if every chain has a unit whose disk is at work nearly all the time: appends go no faster on these chains.
+fn at_the_limit(layout: &Layout, sight: &Sight) -> Option<Issue> {
+    let busy = |unit: &Server| {
+        let seen = sight
+            .units
+            .iter()
+            .find(|seen| seen.listed.identity == unit.identity)?;
+        Some(seen.said.as_ref().ok()?.busy_per_mille)
+    };
+    let chains = &layout.open_segment().chains;
+    let busiest = chains
+        .iter()
+        .map(|chain| layout.units_of(chain).filter_map(busy).max().unwrap_or(0));
+    let least = busiest.min().filter(|least| *least >= AT_ITS_LIMIT)?;
+    let units = vec!["ADDRESS"; layout.settings.replicas.into()].join(",");
+    Some(issue(
+        "chains-limit",
+        "the chains",
+        format!(
+            "are what limits appends: in each the disk of a unit was at work for {} % or more of the last ten seconds",
+            least / 10
+        ),
+        format!(
+            "start as many units as a chain has, on disks of their own, then `milonga cluster add-chain {units} --plan`"
+        ),
+    ))
 }
 
 /// What is wrong, server by server, then chain by chain. Every fix names the command that does it.

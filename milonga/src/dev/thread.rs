@@ -84,7 +84,7 @@ fn run(
     says: oneshot::Sender<Outcome<SocketAddr>>,
     stopped: oneshot::Receiver<()>,
 ) {
-    let runtime = match runtime() {
+    let runtime = match runtime(Some(role)) {
         Ok(runtime) => runtime,
         Err(failure) => return drop(says.send(Err(failure))),
     };

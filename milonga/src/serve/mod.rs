@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use milonga_host::quic::ServerHandle;
-use milonga_host::{BoxFuture, CredentialFiles, Service, admin};
+use milonga_host::{BoxFuture, CredentialFiles, Runtime, Service, admin};
 use milonga_wire::{Address, ServerName};
 
 use crate::failure::{Failure, Outcome};
@@ -142,13 +142,13 @@ impl Running {
     }
 }
 
-/// A runtime for the calling thread, which answers the network from now on.
-pub(crate) fn runtime() -> Outcome<tokio::runtime::Runtime> {
-    milonga_host::ask_for_short_slice();
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|why| Failure::failed(format!("no runtime: {why}")))
+/// What runs a process of `role`, or one that serves nobody.
+pub(crate) fn runtime(role: Option<Role>) -> Outcome<Runtime> {
+    let runtime = match role {
+        Some(Role::LogUnit) => Runtime::beside_a_disk(),
+        Some(Role::Layout | Role::Sequencer) | None => Runtime::of_one_thread(),
+    };
+    runtime.map_err(|why| Failure::failed(format!("no runtime: {why}")))
 }
 
 /// The machine kills this process when the thread that started it ends. If that happened already, there is no waiting.

@@ -15,7 +15,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::cut;
-use crate::{Decided, Kind, Layout, Position, Rank, Role, Server, ServerName, Span, Term};
+use crate::{
+    Brought, Decided, Kind, Layout, Position, Rank, Relayed, Role, Server, ServerName, Span, Term,
+};
 
 /// What a client saw and cannot or may not mend itself.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -94,6 +96,15 @@ pub enum LayoutRequest {
         /// What it is listed as: a log unit or a sequencer.
         kind: Kind,
     },
+    /// Ask this server for me, in the head's term: I do not reach it. Answered with what it said, or that it said nothing.
+    /// Refused if the newest decided layout does not list the server so, or if the term is neither that layout's nor the next
+    /// one: nobody else is sent anything. It can be repeated, as all that can be passed on, which may arrive late and twice.
+    Relay {
+        /// The server, as a layout lists it, and the process start of it that is meant.
+        to: Box<Server>,
+        /// What it is asked.
+        request: Relayed,
+    },
 }
 
 impl LayoutRequest {
@@ -109,6 +120,7 @@ impl LayoutRequest {
             Self::Genesis { .. } => "initialise a cluster",
             Self::Report(_) => "report",
             Self::Opinion { .. } => "ask for an opinion",
+            Self::Relay { .. } => "relay",
         }
     }
 }
@@ -173,6 +185,8 @@ pub enum LayoutReply {
         /// in words.
         trouble: Option<String>,
     },
+    /// To [`LayoutRequest::Relay`].
+    Relayed(Box<Brought>),
 }
 
 impl LayoutReply {

@@ -1,6 +1,7 @@
 //! Requests and replies. The payload of a frame, if any, is described by its head and never copied into it.
 
 pub(crate) mod layout;
+pub(crate) mod relay;
 pub(crate) mod sequencer;
 pub(crate) mod unit;
 
@@ -122,4 +123,6 @@ pub struct Description {
     pub version: String,
     /// Positions whose records it found damaged and holds no other copy of (a unit).
     pub damaged: u64,
+    /// Per mille of the last ten seconds that its disk was at work for more than reads (a unit).
+    pub busy_per_mille: u32,
 }
