@@ -259,8 +259,10 @@ async fn a_unit_whose_disk_fails_is_replaced_and_comes_back_with_another_disk() 
     told.is_all_of(&field.log).await;
 }
 
-/// H29: a disk on which a sync takes seconds, again and again, is as good as none: its unit is left out once the layout
-/// servers find so too, and appends go on at their usual pace without it.
+/// H29: a disk on which a sync takes seconds, again and again, is as good as none, though its unit answers everything else: it
+/// is left out once the layout servers find so too, and appends go on at their usual pace without it. (They wait for a
+/// durable write four times as long as for a sign of life, and begin when a client has waited for a second; so a stall of
+/// less than four seconds may pass for a busy disk.)
 #[tokio::test]
 async fn a_unit_whose_disk_takes_seconds_for_a_sync_is_left_out() {
     let Some(volume) = Volume::new(DISK) else {
@@ -270,11 +272,11 @@ async fn a_unit_whose_disk_takes_seconds_for_a_sync_is_left_out() {
     let load = field.load("control.toml", 2);
     load.goes_on(50).await;
     let clock = field.log.host().clock.clone();
-    let (still, between) = (Duration::from_secs(3), Duration::from_secs(1));
+    let (still, between) = (Duration::from_secs(5), Duration::from_secs(1));
     tokio::select! {
         biased;
         () = field.heals_without("unit-5") => {}
-        () = volume.stands_still(still, between, 30, &clock) => panic!("still listed"),
+        () = volume.stands_still(still, between, 20, &clock) => panic!("still listed"),
     }
     load.goes_on(50).await;
     let told = load.stop();
@@ -299,7 +301,6 @@ async fn short_stalls_of_a_disk_cost_its_unit_at_most_one_eviction() {
     load.goes_on(50).await;
     let told = load.stop();
     let after = field.log.newest_layout().await.unwrap();
-    eprintln!("terms {:?}", after.layout.term);
     field.is_well();
     told.all_acknowledged();
     told.is_all_of(&field.log).await;
