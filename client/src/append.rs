@@ -516,6 +516,12 @@ async fn write_piece(
     let layout = &decided.layout;
     let (chain, _) = layout.chain_of(piece.first);
     let chain = log.chain(layout, chain);
+    // In a box, like all that is rare.
+    if log.shared.full.any()
+        && let Some(why) = Box::pin(log.full_below_head(&chain)).await
+    {
+        return PieceEnd::all(piece, Resumed::NotAppended, Some(why));
+    }
     // Whether the head may have got it.
     let mut is_sent = false;
     loop {
@@ -525,6 +531,9 @@ async fn write_piece(
             Ok(Err(error)) => !chain.is_untouched(error),
             Ok(Ok(_)) | Err(_) => true,
         };
+        if let Ok(Err(error)) = &written {
+            log.note_full(&chain, error);
+        }
         let written = match written {
             Ok(written) => written,
             Err(why) => return Box::pin(resolve(log, patience, piece, Some(why))).await,

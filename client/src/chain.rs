@@ -114,6 +114,11 @@ impl<'a> OneChain<'a> {
             .expect("a valid layout's chains are not empty and name listed units (L1)")
     }
 
+    /// All but the head, in order.
+    pub(crate) fn below_head(&self) -> impl Iterator<Item = &'a Server> + use<'a> {
+        self.units().skip(1)
+    }
+
     /// The unit at `index`, counted round the chain from its head.
     pub(crate) fn any(&self, index: usize) -> &'a Server {
         self.units()
@@ -311,7 +316,7 @@ impl<'a> OneChain<'a> {
             found.retain(|held| !matches!(held, Found::Unwritten(_)));
             found.extend(self.read_all(head, &empty).await?);
         }
-        for unit in self.units().skip(1) {
+        for unit in self.below_head() {
             self.push(unit, WriteKind::Follow, &found, end).await?;
         }
         Ok(())

@@ -28,6 +28,9 @@ pub struct ClusterConfig {
     /// How long one call may take, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_ms: Option<u64>,
+    /// How long a log unit that was left out must have answered before this client, if it may, takes it back, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steady_ms: Option<u64>,
 }
 
 /// Why there is no usable configuration.
@@ -79,6 +82,7 @@ impl ClusterConfig {
         let waits = [
             ("deadline-ms", config.deadline_ms),
             ("call-ms", config.call_ms),
+            ("steady-ms", config.steady_ms),
         ];
         for (key, wait) in waits {
             if wait == Some(0) {
@@ -104,6 +108,9 @@ impl ClusterConfig {
         }
         if let Some(call) = self.call_ms {
             options.call = Duration::from_millis(call);
+        }
+        if let Some(steady) = self.steady_ms {
+            options.steady = Duration::from_millis(steady);
         }
         options
     }
@@ -143,6 +150,7 @@ mod tests {
             ("deadline_ms = 1", "line 5: unknown field `deadline_ms`"),
             ("deadline-ms = 0", "`deadline-ms` is 0"),
             ("call-ms = 0", "`call-ms` is 0"),
+            ("steady-ms = 0", "`steady-ms` is 0"),
             ("call-ms = ", "line 5: "),
         ] {
             let why = refused(more);

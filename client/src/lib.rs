@@ -23,6 +23,7 @@ mod config;
 mod connect;
 mod entry;
 mod follow;
+mod full;
 mod gather;
 mod layouts;
 mod log;

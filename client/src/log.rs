@@ -13,6 +13,7 @@ use milonga_wire::{
 
 use crate::calls::{Calls, Failure, unexpected};
 use crate::chain::OneChain;
+use crate::full::FullUnits;
 use crate::gather::Gathering;
 use crate::layouts::Layouts;
 use crate::marks::Marks;
@@ -79,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) damage_told: Mutex<Option<Moment>>,
     pub(crate) turns: AtomicU64,
     pub(crate) gathering: Gathering,
+    pub(crate) full: FullUnits,
 }
 
 impl Log {
@@ -109,6 +111,7 @@ impl Log {
             damage_told: Mutex::new(None),
             turns: AtomicU64::new(0),
             gathering: Gathering::default(),
+            full: FullUnits::default(),
         };
         Self {
             shared: Arc::new(shared),

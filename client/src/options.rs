@@ -19,6 +19,8 @@ pub struct Options {
     pub settle: bool,
     /// Whether a control certificate mends what it meets: finishes half-done terms, rebuilds the sequencer.
     pub mend: bool,
+    /// How long a unit that was left out must have answered before a control client empties it and takes it back.
+    pub steady: Duration,
 }
 
 impl Default for Options {
@@ -31,6 +33,7 @@ impl Default for Options {
             read_bytes: 1 << 20,
             settle: true,
             mend: true,
+            steady: Duration::from_secs(60),
         }
     }
 }

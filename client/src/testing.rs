@@ -297,6 +297,11 @@ impl Cluster {
         self.unit(unit, |unit| unit.damage(Position(position)));
     }
 
+    /// `unit` has no room for records any more, or has some again.
+    pub(crate) fn full(&self, unit: &str, is_full: bool) {
+        self.unit(unit, |unit| unit.full = is_full);
+    }
+
     fn unit<T>(&self, name: &str, act: impl FnOnce(&mut Unit) -> T) -> T {
         let name: ServerName = name.parse().unwrap();
         act(self.state().units.get_mut(&name).unwrap())
@@ -469,14 +474,18 @@ impl State {
             return match head.request {
                 Request::Describe => {
                     let (is_blank, spoken) = (unit.is_blank(), [unit.end(), unit.trimmed()]);
-                    Ok(described(
+                    let (mut reply, payload) = described(
                         &server,
                         Kind::LogUnit,
                         term,
                         is_blank,
                         spoken,
                         unit.damaged(),
-                    ))
+                    );
+                    if let (true, Reply::Described(said)) = (unit.full, &mut reply) {
+                        said.state = "full".to_owned();
+                    }
+                    Ok((reply, payload))
                 }
                 Request::Unit(request) => {
                     let (reply, payload) = unit.serve(head.term, request, payload)?;

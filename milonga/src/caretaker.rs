@@ -50,12 +50,14 @@ pub(crate) struct Caretaker {
 }
 
 impl Caretaker {
-    /// A caretaker with the certificate of `node`.
+    /// A caretaker with the certificate of `node`, which takes a unit back that has answered for as long as `steady`, or the
+    /// usual time.
     pub(crate) fn new(
         node: Node,
         files: CredentialFiles,
         layout_servers: Vec<Address>,
         reports: Arc<Reports>,
+        steady: Option<Duration>,
     ) -> Outcome<Self> {
         let role = node.caller.role;
         if role.is_server() || role < Role::Control {
@@ -65,9 +67,11 @@ impl Caretaker {
         }
         node.reload_certificates(files);
         // It mends by looking, not by stumbling over trouble while it settles.
+        let usual = Options::default();
         let options = Options {
             mend: false,
-            ..Options::default()
+            steady: steady.unwrap_or(usual.steady),
+            ..usual
         };
         let log = Log::new(
             node.host.clone(),

@@ -51,6 +51,8 @@ pub(crate) struct Sight {
     pub(crate) units: Vec<Seen>,
     /// Its spares.
     pub(crate) spares: Vec<Seen>,
+    /// Log units that were left out and may come back.
+    pub(crate) left: Vec<Seen>,
     /// The log units of its open segment.
     open: BTreeSet<Identity>,
 }
@@ -70,13 +72,14 @@ impl Sight {
                 .await
             }
         };
-        let (layout_servers, sequencer, standbys, units, spares) = tokio::join!(
+        let (layout_servers, sequencer, standbys, units, spares, left) = tokio::join!(
             biased;
             all(&layout.layout_servers, Kind::Layout),
             see(host, cluster, layout.sequencer.clone(), Kind::Sequencer, within),
             all(&layout.standbys, Kind::Sequencer),
             all(&layout.units, Kind::LogUnit),
             all(&layout.spares, Kind::LogUnit),
+            all(&layout.left, Kind::LogUnit),
         );
         Self {
             term: layout.term,
@@ -85,6 +88,7 @@ impl Sight {
             standbys,
             units,
             spares,
+            left,
             open: layout
                 .open_segment()
                 .chains

@@ -7,120 +7,10 @@
 
 mod support;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use milonga_client::Log;
 use rustix::process::Signal;
-use serde_json::Value;
-use support::load::{Load, Wait, connect, is_full, layout, lists, names};
-use support::{Dev, Ran, run};
-
-/// One cluster at a time: each has a dozen processes.
-static ALONE: Mutex<()> = Mutex::new(());
-
-/// A cluster, and an admin's client of it that only looks: what it does not mend others must.
-struct Field {
-    dev: Dev,
-    log: Log,
-    _alone: MutexGuard<'static, ()>,
-}
-
-impl Field {
-    fn new(shape: &[&str]) -> Self {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let dev = Dev::start(shape);
-        let log = connect(&dev.dir().join("reader.toml"));
-        Self {
-            dev,
-            log,
-            _alone: alone,
-        }
-    }
-
-    /// Clients with the certificate of a cluster file.
-    fn load(&self, file: &str, clients: usize) -> Load {
-        Load::start(&self.dev.dir().join(file), clients)
-    }
-
-    fn kill(&self, name: &str) {
-        self.dev.signal(name, Signal::KILL);
-    }
-
-    /// Waits until `name` is in no chain, and every chain is as long as it should be, for old positions too.
-    async fn heals_without(&self, name: &str) {
-        layout(
-            &self.log,
-            &format!("full strength without {name}"),
-            |layout| !lists(layout, name) && is_full(layout),
-        )
-        .await;
-    }
-
-    /// The issue of that code on that subject, with what to do about it.
-    async fn names(&self, code: &str, subject: &str, fix: &str) {
-        let wait = Wait::new();
-        loop {
-            let status = self.status();
-            let issues = status["issues"].as_array().unwrap();
-            let found = issues
-                .iter()
-                .find(|issue| issue["code"] == code && issue["subject"] == subject);
-            if let Some(found) = found {
-                let text = found["fix"].as_str().unwrap();
-                assert!(text.contains(fix), "{found}");
-                assert_ne!(status["health"], "ok");
-                return;
-            }
-            wait.again(&format!("{code} {subject} in {status}")).await;
-        }
-    }
-
-    fn status(&self) -> Value {
-        self.dev
-            .run(&["cluster", "status", "-o", "json"])
-            .done()
-            .json()
-    }
-
-    /// Nothing is left to be done, and all units hold the same.
-    fn is_well(&self) -> Ran {
-        let wait = ["cluster", "status", "--wait", "--deadline", "120s"];
-        self.dev.run(&wait).done();
-        self.verify()
-    }
-
-    fn verify(&self) -> Ran {
-        self.dev.run(&["cluster", "verify"]).done()
-    }
-
-    /// Who made the layouts after the first.
-    fn makers(&self) -> Vec<String> {
-        let layouts = self.dev.run(&["cluster", "layouts", "-o", "json"]).done();
-        let layouts = layouts.lines();
-        let makers = layouts.iter().filter(|layout| layout["term"] != 0);
-        makers
-            .map(|layout| layout["by"].as_str().unwrap().to_owned())
-            .collect()
-    }
-
-    async fn unit(&self, chain: usize, place: usize) -> String {
-        let newest = self.log.newest_layout().await.unwrap();
-        names(&newest.layout)[chain][place].clone()
-    }
-
-    /// Waits until a process answers again that was stopped.
-    fn answers(&self, name: &str) {
-        use std::io::{Read, Write};
-        let address = self.dev.address(name);
-        let mut admin = std::net::TcpStream::connect(address).unwrap();
-        admin
-            .write_all(b"GET /livez HTTP/1.1\r\nhost: unit\r\nconnection: close\r\n\r\n")
-            .unwrap();
-        let mut said = String::new();
-        admin.read_to_string(&mut said).unwrap();
-        assert!(said.contains(" 200 "), "{said}");
-    }
-}
+use support::field::Field;
+use support::load::{connect, layout, lists, names};
+use support::run;
 
 /// Design 6.2, 6.8: units of one chain die one after another, until none is left of those that it began with.
 #[tokio::test]
@@ -346,11 +236,19 @@ async fn a_unit_that_stood_still_and_was_left_out_is_not_believed() {
 #[tokio::test]
 async fn everything_killed_at_once_comes_back_with_all_that_was_acknowledged() {
     let mut field = Field::new(&[]);
+    let clock = field.log.host().clock.clone();
     let load = field.load("control.toml", 4);
     for parent_first in [true, false] {
         load.goes_on(20).await;
+        let began = clock.now();
         field.dev.kill_all(parent_first);
         field.dev.start_again();
+        let ready = clock.now().since(began);
+        load.goes_on(1).await;
+        let appended = clock.now().since(began);
+        println!(
+            "everything killed: ready after {ready:?}, every client appends after {appended:?}"
+        );
         load.goes_on(20).await;
         load.told().is_in(&field.log).await;
     }

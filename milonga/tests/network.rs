@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use milonga_client::{AppendError, Log, Position, Resumed};
 use serde_json::Value;
+use support::link::Slow;
 use support::load::{Load, connect, is_full, layout, lists, names};
 use support::net::{Net, Way};
 use support::{Ran, milonga, run};
@@ -344,4 +345,62 @@ async fn a_link_that_flaps_costs_its_unit_at_most_one_eviction() {
         "{:?}",
         field.layouts()
     );
+}
+
+/// A unit behind a slow link is healthy: nobody leaves it out, appends wait for it, and are as quick as before once the link is.
+#[tokio::test]
+async fn a_unit_behind_a_slow_link_is_not_left_out() {
+    let Some(field) = Field::new() else { return };
+    let load = field.load("client-1", 3);
+    let reader = field.client("office", "reader");
+    load.goes_on(20).await;
+    let before = field.layouts();
+    let slow = Slow {
+        delay: Duration::from_millis(50),
+        ..Slow::default()
+    };
+    for unit in ["unit-2", "unit-3"] {
+        let Some(link) = field.net.slow(unit, slow) else {
+            return;
+        };
+        load.goes_on(20).await;
+        drop(link);
+        load.goes_on(20).await;
+    }
+    assert_eq!(field.layouts(), before);
+    let told = load.stop();
+    field.is_well();
+    assert_eq!(field.layouts(), before);
+    told.all_acknowledged();
+    told.is_all_of(&reader).await;
+}
+
+/// Clients behind a slow link that loses packets append and read, and suspect nobody for it.
+#[tokio::test]
+async fn clients_behind_a_slow_and_lossy_link_append_and_read_and_change_nothing() {
+    let Some(field) = Field::new() else { return };
+    let load = field.load("client-1", 3);
+    let reader = field.client("client-1", "reader");
+    load.goes_on(20).await;
+    let before = field.layouts();
+    let slow = Slow {
+        delay: Duration::from_millis(20),
+        jitter: Duration::from_millis(5),
+        lost: 10,
+    };
+    let Some(link) = field.net.slow("client-1", slow) else {
+        return;
+    };
+    for _ in 0..4 {
+        load.goes_on(25).await;
+        load.told().is_in(&reader).await;
+    }
+    assert_eq!(field.layouts(), before);
+    drop(link);
+    load.goes_on(20).await;
+    let told = load.stop();
+    field.is_well();
+    assert_eq!(field.layouts(), before);
+    told.all_acknowledged();
+    told.is_all_of(&reader).await;
 }

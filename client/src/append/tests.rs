@@ -332,6 +332,46 @@ async fn a_full_disk_is_a_definite_answer() {
     assert_eq!(log.append("b", &[]).await.unwrap(), Position(1));
 }
 
+/// 3.8: below the head a full disk is met when the head has the record already. Who has met it asks first from then on, so
+/// that the next records are proved to be nowhere and take no space of the head's; and goes on once there is room.
+#[tokio::test(start_paused = true)]
+async fn a_unit_below_the_head_that_is_full_is_asked_before_more_is_decided() {
+    for full in ["u-01", "u-02"] {
+        let cluster = Cluster::new(1, 3, 1);
+        let log = cluster.client(Role::Writer);
+        log.append("a", &[]).await.unwrap();
+        cluster.full(full, true);
+        let is_full = |why: &Unavailable| {
+            let refusal = Refusal::DiskFull;
+            matches!(why, Unavailable::Refused { server, refusal: found } if server.contains(full) && *found == refusal)
+        };
+
+        let first = log.append("b", &[]).await;
+        let Err(AppendError::Unknown { saved, why, .. }) = first else {
+            panic!("{first:?}");
+        };
+        assert!(is_full(&why), "{why}");
+        for position in 2..5 {
+            let next = log.append("c", &[]).await;
+            assert!(
+                matches!(&next, Err(AppendError::NotAppended { why }) if is_full(why)),
+                "{next:?}"
+            );
+            assert_eq!(cluster.slot("u-00", position), None);
+        }
+        let held = log.read(Position(0)).await.unwrap();
+        assert_eq!(held.payload().unwrap(), "a");
+
+        cluster.full(full, false);
+        assert_eq!(log.append("d", &[]).await.unwrap(), Position(5));
+        let resumed = log.resume(&saved).await.unwrap();
+        assert_eq!(resumed, [(0, Resumed::Appended(Position(1)))]);
+        let asked = cluster.seen(full, "describe");
+        log.append("e", &[]).await.unwrap();
+        assert_eq!(cluster.seen(full, "describe"), asked, "it has room");
+    }
+}
+
 /// C2: below the head something else is found. Nothing was acknowledged, and nobody carries on as if it was.
 #[tokio::test(start_paused = true)]
 async fn a_chain_that_diverged_is_reported_and_never_acknowledged() {

@@ -2,8 +2,8 @@
 //!
 //! Spares take places and get copies (`heal.rs`). A unit that was left out because it was silent comes back when it has
 //! answered for a while: reset first, so that it holds nothing that was decided otherwise since (H7, H14), then as a spare.
-//! A link that flaps costs one such return a minute at most. While the cluster misses anything that it was given, nobody is
-//! emptied unasked: the last copy may be there.
+//! A link that flaps costs one such return in that time ([`crate::Options::steady`]) at most. While the cluster misses
+//! anything that it was given, nobody is emptied unasked: the last copy may be there.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,10 +24,8 @@ const FIRST: Duration = Duration::from_millis(500);
 const LAST: Duration = Duration::from_secs(64);
 /// Tries in all: a client that its owner has dropped does not go on for ever.
 const TRIES: u32 = 64;
-/// Between two looks at a unit that left and answers.
+/// The longest pause between two looks at a unit that left and answers.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long a unit that left must have answered to come back.
-const STEADY: Duration = Duration::from_secs(60);
 
 /// Whether [`attend`] would have something to do.
 pub(crate) fn needs_attention(layout: &Layout) -> bool {
@@ -51,7 +49,7 @@ pub(crate) async fn attend(log: &Log) {
             return;
         }
         pause = match healed {
-            _ if returns => LOOK,
+            _ if returns => LOOK.min(log.options.steady),
             Ok(Some(_)) => FIRST,
             Ok(None) => pause * 2,
             Err(error) => {
@@ -77,7 +75,7 @@ async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
     steady.retain(|identity, _| answering.iter().any(|unit| unit.identity == *identity));
     for unit in &answering {
         let since = *steady.entry(unit.identity).or_insert(now);
-        if now.since(since) < STEADY {
+        if now.since(since) < log.options.steady {
             continue;
         }
         if misses_something(log, &known.layout).await {

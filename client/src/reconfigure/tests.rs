@@ -1,12 +1,14 @@
 //! Units that die, leave, join and are copied to, on a cluster in memory.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use milonga_wire::{Position, Refusal, Request, Role, Server, Span, UnitRequest};
 
 use super::*;
 use crate::log::Log;
+use crate::options::Options;
 use crate::testing::{Cluster, Fault, Gate, once};
 
 pub(super) async fn fill_up(log: &Log, from: u8, to: u8) {
@@ -325,6 +327,28 @@ async fn a_unit_that_left_comes_back_as_another_one_and_gets_everything() {
     };
     change(&log, &leave, "by hand").await.unwrap();
     assert_eq!(names(&cluster.layout().left), Vec::<String>::new());
+}
+
+/// How long it must have answered is said by whoever looks after the cluster.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_left_comes_back_after_the_time_that_was_asked_for() {
+    let (short, long) = (Duration::from_secs(2), Duration::from_secs(600));
+    for steady in [short, long] {
+        let cluster = Cluster::new(1, 3, 1);
+        let log = cluster.client(Role::Control);
+        let log = log.with_options(Options {
+            steady,
+            ..log.options().clone()
+        });
+        fill_up(&log, 0, 5).await;
+        dead(&cluster, "u-01");
+        fill_up(&log, 5, 8).await;
+        cluster.heal();
+        let clock = log.host().clock.clone();
+        let within = clock.within(short * 5, attend(&log)).await;
+        assert_eq!(within.is_ok(), steady == short);
+        assert_eq!(cluster.layout().left.is_empty(), steady == short);
+    }
 }
 
 /// While anything is missing, the unit that left may hold the last copy of it: nobody empties it unasked.

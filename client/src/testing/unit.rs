@@ -25,6 +25,8 @@ pub(super) struct Unit {
     settled: Position,
     entries: BTreeMap<Position, Slot>,
     damaged: BTreeSet<Position>,
+    /// It has no room for records.
+    pub(super) full: bool,
     streams: BTreeMap<StreamId, BTreeSet<Position>>,
 }
 
@@ -42,6 +44,7 @@ impl Unit {
             settled: Position::FIRST,
             entries: BTreeMap::new(),
             damaged: BTreeSet::new(),
+            full: false,
             streams: BTreeMap::new(),
         }
     }
@@ -276,6 +279,9 @@ impl Unit {
         pieces: &[Piece],
         mut payload: Payload,
     ) -> Result<UnitReply, Refusal> {
+        if self.full {
+            return Err(Refusal::DiskFull);
+        }
         let start = self.announced_in(term)?;
         for piece in pieces {
             piece.check(1 << 20)?;

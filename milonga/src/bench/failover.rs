@@ -1,4 +1,4 @@
-//! How long appends stand still when a process is killed.
+//! How long appends stand still when a process is killed, or all of them.
 //!
 //! ```text
 //!   kill          known to be gone          term sealed    decided    sequencer serves      next acknowledgement
@@ -42,6 +42,8 @@ pub enum Victim {
     Tail,
     /// A layout server.
     Layout,
+    /// Every process at once; they are started again. The stall ends with the first append after that.
+    Everything,
 }
 
 /// How failover is measured.
@@ -206,8 +208,15 @@ async fn round(
     let pause = Duration::from_millis(500 + random.below(1_000));
     clock.sleep(pause).await;
     let moment = clock.now();
-    cluster.kill(&name)?;
     let _ = killed.set(moment);
+    let cluster = if victim == Victim::Everything {
+        // Elsewhere: it waits until the cluster is ready, and the clients go on meanwhile.
+        let anew = tokio::task::spawn_blocking(move || cluster.start_anew()).await;
+        anew.map_err(|error| Failure::failed(format!("nothing was started again: {error}")))??
+    } else {
+        cluster.kill(&name)?;
+        cluster
+    };
     clock.sleep(AFTER).await;
     stop.store(true, Ordering::Relaxed);
     let mut done = vec![];
@@ -215,6 +224,7 @@ async fn round(
         done.push(client.map_err(|error| Failure::failed(format!("a client ended: {error}")))?);
     }
     verify(&logs[0], &done).await?;
+    drop(cluster);
     let total = done.iter().map(|done| done.longest).max();
     let phases = logs.iter().flat_map(Log::changes);
     let first = phases
@@ -262,6 +272,7 @@ async fn name_of(log: &Log, victim: Victim, random: &Random) -> Outcome<String> 
         Victim::Head => units[0],
         Victim::Middle => units[units.len() / 2],
         Victim::Tail => units[units.len() - 1],
+        Victim::Everything => return Ok("everything".to_owned()),
         Victim::Layout => {
             &layout.layout_servers[random.below(layout.layout_servers.len() as u64) as usize]
         }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Context, wait};
 use crate::connect::DEV_DIR;
-use crate::dev::{self, Run, Shape};
+use crate::dev::{self, Care, Run, Shape};
 use crate::failure::Outcome;
 
 #[derive(Debug, clap::Args)]
@@ -49,6 +49,10 @@ pub(super) struct Dev {
     /// Runs no caretakers until it is started again: control clients alone look after the cluster.
     #[arg(long)]
     no_caretaker: bool,
+    /// How long a log unit that was left out must have answered before a caretaker takes it back, until it is started again
+    /// [default: 60000].
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..))]
+    steady_ms: Option<u32>,
     /// Ends with the process of this id, which started it.
     #[arg(long, hide = true)]
     parent: Option<u32>,
@@ -108,7 +112,10 @@ impl Dev {
                     dir: self.dir.unwrap_or_else(|| DEV_DIR.into()),
                     port_base: self.port_base,
                     in_process: self.in_process,
-                    caretaker: !self.no_caretaker,
+                    care: Care {
+                        caretaker: !self.no_caretaker,
+                        steady_ms: self.steady_ms,
+                    },
                 };
                 wait(context, run.until_a_signal())
             }

@@ -70,6 +70,9 @@ pub(super) struct Layout {
     /// The key of that certificate.
     #[arg(long, value_name = "FILE")]
     caretaker_key: Option<PathBuf>,
+    /// How long a log unit that was left out must have answered before the caretaker takes it back, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    steady_ms: Option<u64>,
     /// How many reports of clients are kept for the caretaker.
     #[arg(long, value_name = "N")]
     reports_max: Option<u64>,

@@ -35,6 +35,7 @@ pub(super) struct Status {
     segments: Vec<Segment>,
     units: Vec<Row>,
     spares: Vec<Row>,
+    left: Vec<Left>,
     lost: Vec<[u64; 2]>,
     issues: Vec<Issue>,
     /// What is not wrong, and could be better.
@@ -50,6 +51,16 @@ struct Row {
     highest: Option<u64>,
     bytes: Option<u64>,
     busy_per_mille: Option<u32>,
+}
+
+/// A unit that was left out and may come back. The cluster does without it, so it is no issue.
+#[derive(Serialize)]
+struct Left {
+    name: String,
+    address: String,
+    state: String,
+    text: String,
+    fix: String,
 }
 
 #[derive(Serialize)]
@@ -137,6 +148,7 @@ impl Status {
             segments: segments(layout),
             units: rows(&sight.units),
             spares: sight.spares.iter().map(Row::of_spare).collect(),
+            left: sight.left.iter().map(Left::of).collect(),
             lost: layout
                 .lost
                 .iter()
@@ -161,6 +173,7 @@ impl Status {
             segments: vec![],
             units: vec![],
             spares: vec![],
+            left: vec![],
             lost: vec![],
             issues: vec![issue("no-majority", "the layout servers", why, fix)],
             advice: vec![],
@@ -214,6 +227,12 @@ impl Status {
                 .map(|[start, end]| format!("{start}..{end}"));
             let lost: Vec<String> = lost.collect();
             line(&format!("declared lost: {}", lost.join(", ")))?;
+        }
+        for left in &self.left {
+            line(&format!(
+                "\nleft out: {} {}; {}",
+                left.name, left.text, left.fix
+            ))?;
         }
         for issue in self.issues.iter().chain(&self.advice) {
             line(&format!(
@@ -287,6 +306,38 @@ impl Row {
             self.busy_per_mille
                 .map_or("-".to_owned(), |busy| format!("{} %", busy / 10)),
         ]
+    }
+}
+
+impl Left {
+    fn of(seen: &Seen) -> Self {
+        let state = seen.said.as_ref().map(|said| said.state.as_str());
+        let (text, fix) = match state {
+            Err(why) => (
+                format!("does not answer: {why}"),
+                "start it, or look at its log; it comes back by itself, empty, when it has answered for a while",
+            ),
+            Ok("failed") => (
+                "takes no writes: its disk failed".to_owned(),
+                "check its disk, or give it another, then restart it; it comes back by itself, empty",
+            ),
+            Ok("full") => (
+                "takes no new records: its disk is full".to_owned(),
+                "add space, and it comes back by itself, empty; or `milonga cluster reset-unit ADDRESS`",
+            ),
+            Ok(_) => (
+                "answers again".to_owned(),
+                "it comes back by itself, empty, when it has answered for a while",
+            ),
+        };
+        let Server { name, address, .. } = &seen.listed;
+        Self {
+            name: name.to_string(),
+            address: address.to_string(),
+            state: state.unwrap_or("silent").to_owned(),
+            text,
+            fix: fix.replace("ADDRESS", address.as_str()),
+        }
     }
 }
 
@@ -535,7 +586,7 @@ fn not_serving(seen: &Seen, sight: &Sight) -> Option<Issue> {
             ))
         }
         "full" => {
-            let fix = "`milonga log trim POSITION`, or add space, or `milonga cluster add-chain UNITS` for new positions";
+            let fix = "`milonga log trim POSITION`, or add space; or, if there are other chains, `milonga cluster remove-chain CHAIN` lets them take all that is new";
             Some(issue(
                 "disk-full",
                 name,

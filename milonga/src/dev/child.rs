@@ -53,19 +53,39 @@ impl Child {
         &self.dir
     }
 
+    /// Kills every process there is, the one that looks after the others first, and starts again on what they left.
+    pub(crate) fn start_anew(mut self) -> Outcome<Self> {
+        let all = self.listed()?;
+        let _ = self.child.kill();
+        for pid in all.iter().filter_map(pid) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let _ = self.child.wait();
+        Self::start(&self.dir, &[])
+    }
+
     /// Kills one server, without a word of warning.
     pub(crate) fn kill(&self, name: &str) -> Outcome {
-        let file = self.dir.join("processes.json");
-        let text = std::fs::read_to_string(&file).map_err(|why| Failure::file(&file, why))?;
-        let listed: Vec<serde_json::Value> =
-            serde_json::from_str(&text).map_err(|why| Failure::file(&file, why))?;
+        let listed = self.listed()?;
         let entry = listed.iter().find(|entry| entry["name"] == name);
-        let pid = entry.and_then(|entry| entry["pid"].as_i64());
-        let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        let pid = pid.ok_or_else(|| Failure::failed(format!("{name} does not run")))?;
+        let pid = entry
+            .and_then(pid)
+            .ok_or_else(|| Failure::failed(format!("{name} does not run")))?;
         kill_process(pid, Signal::KILL)
             .map_err(|why| Failure::failed(format!("{name} cannot be killed: {why}")))
     }
+
+    /// What `processes.json` says.
+    fn listed(&self) -> Outcome<Vec<serde_json::Value>> {
+        let file = self.dir.join("processes.json");
+        let text = std::fs::read_to_string(&file).map_err(|why| Failure::file(&file, why))?;
+        serde_json::from_str(&text).map_err(|why| Failure::file(&file, why))
+    }
+}
+
+/// The process that an entry of it names.
+fn pid(entry: &serde_json::Value) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(entry["pid"].as_i64()?).ok()?)
 }
 
 impl Drop for Child {

@@ -7,6 +7,7 @@ use milonga_host::{Clock, Random, certificates};
 use milonga_wire::{Role as Certified, ServerName};
 use toml::{Table, Value};
 
+use super::Care;
 use super::plan::{Plan, Planned, write};
 use crate::connect::FILE;
 use crate::failure::{Failure, Outcome};
@@ -30,7 +31,7 @@ const CARETAKER: &str = "caretaker";
 pub(super) fn prepare(
     dir: &Path,
     plan: &Plan,
-    caretaker: bool,
+    care: Care,
     clock: &Clock,
     random: &Random,
 ) -> Outcome {
@@ -49,7 +50,7 @@ pub(super) fn prepare(
             Role::LogUnit => Certified::LogUnit,
         };
         issue(&certs, &server.name, role, clock)?;
-        let text = settings(plan, server, caretaker).to_string();
+        let text = settings(plan, server, care).to_string();
         for folder in ["config", "logs"] {
             let folder = dir.join(folder);
             std::fs::create_dir_all(&folder).map_err(|why| Failure::file(&folder, why))?;
@@ -72,7 +73,7 @@ fn issue(certs: &Path, name: &str, role: Certified, clock: &Clock) -> Outcome {
 }
 
 /// The configuration of one server; its paths are relative to the folder it lies in.
-fn settings(plan: &Plan, server: &Planned, caretaker: bool) -> Table {
+fn settings(plan: &Plan, server: &Planned, care: Care) -> Table {
     let text = |text: &str| Value::String(text.to_owned());
     let addresses = plan.layout_servers();
     let layout = addresses.iter().map(|address| text(address.as_str()));
@@ -91,7 +92,10 @@ fn settings(plan: &Plan, server: &Planned, caretaker: bool) -> Table {
         }
         Role::Layout => {
             table.insert("dir".into(), dir);
-            table.insert("caretaker".into(), Value::Boolean(caretaker));
+            table.insert("caretaker".into(), Value::Boolean(care.caretaker));
+            if let Some(steady_ms) = care.steady_ms {
+                table.insert("steady-ms".into(), Value::Integer(steady_ms.into()));
+            }
             for (key, end) in [("caretaker-cert", "pem"), ("caretaker-key", "key")] {
                 table.insert(key.into(), text(&format!("../certs/{CARETAKER}.{end}")));
             }
@@ -125,6 +129,7 @@ fn write_cluster(dir: &Path, plan: &Plan, name: &str) -> Outcome {
         key: certs.join(format!("{name}.key")),
         deadline_ms: None,
         call_ms: None,
+        steady_ms: None,
     };
     let path = match name {
         "admin" => cluster_file(dir),

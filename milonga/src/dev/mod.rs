@@ -29,8 +29,25 @@ pub(crate) struct Run {
     pub(crate) shape: Option<Shape>,
     pub(crate) port_base: Option<u16>,
     pub(crate) in_process: bool,
+    pub(crate) care: Care,
+}
+
+/// Who looks after the cluster. Asked anew at each start.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Care {
     /// Whether caretakers run beside the layout servers.
     pub(crate) caretaker: bool,
+    /// How long a unit that was left out must have answered to come back; none: as long as usual.
+    pub(crate) steady_ms: Option<u32>,
+}
+
+impl Default for Care {
+    fn default() -> Self {
+        Self {
+            caretaker: true,
+            steady_ms: None,
+        }
+    }
 }
 
 impl Run {
@@ -44,7 +61,7 @@ impl Run {
             Mode::Processes
         };
         let mut supervisor =
-            Supervisor::open(&self.dir, mode, self.shape, self.port_base, self.caretaker).await?;
+            Supervisor::open(&self.dir, mode, self.shape, self.port_base, self.care).await?;
         let door = Door::open(supervisor.dir())?;
         let tasks = milonga_host::Tasks::new();
         let mut ending = std::pin::pin!(shutdown.requested(&tasks));
@@ -275,7 +292,7 @@ impl DevBuilder {
             (None, dir) => dir.unwrap_or_default(),
         };
         let mut supervisor =
-            Supervisor::open(&dir, Mode::Threads, Some(self.shape), None, true).await?;
+            Supervisor::open(&dir, Mode::Threads, Some(self.shape), None, Care::default()).await?;
         let (log, transport) = supervisor.start().await?;
         Ok(DevCluster {
             log,

@@ -11,6 +11,7 @@ use milonga_host::fs::FsDisk;
 use milonga_host::{Clock, Disk, Random, Transport};
 use serde::{Deserialize, Serialize};
 
+use super::Care;
 use super::files;
 use super::plan::{Plan, Planned, Shape, write};
 use super::process::{self, Process};
@@ -109,7 +110,7 @@ impl Supervisor {
         mode: Mode,
         shape: Option<Shape>,
         port_base: Option<u16>,
-        caretaker: bool,
+        care: Care,
     ) -> Outcome<Self> {
         let (clock, random) = (Clock::real(), Random::real());
         let disk = FsDisk::at(dir).map_err(|why| Failure::file(dir, why))?;
@@ -123,7 +124,7 @@ impl Supervisor {
         let dir = dir.canonicalize().map_err(|why| Failure::file(dir, why))?;
         end_leftovers(&dir, &clock).await;
         let plan = Plan::open(&dir, shape, port_base, &random)?;
-        files::prepare(&dir, &plan, caretaker, &clock, &random)?;
+        files::prepare(&dir, &plan, care, &clock, &random)?;
         let servers = plan.servers.iter().cloned();
         Ok(Self {
             slots: servers

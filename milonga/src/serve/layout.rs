@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use milonga_host::fs::FsDisk;
 use milonga_host::{CredentialFiles, Transport};
@@ -16,6 +17,7 @@ use crate::node::Node;
 pub(super) async fn start(mut settings: Settings) -> Outcome<Running> {
     let cert = settings.take_path("caretaker-cert")?;
     let key = settings.take_path("caretaker-key")?;
+    let steady = settings.take_millis("steady-ms")?;
     let config: Config = settings.read::<milonga_layout::Settings>()?.try_into()?;
     let files = CredentialFiles {
         certificate: config.cert.clone(),
@@ -29,7 +31,7 @@ pub(super) async fn start(mut settings: Settings) -> Outcome<Running> {
     let service = Server::start(&node.host, Arc::new(disk), cluster, &config)
         .map_err(|error| Failure::from(error).about(config.dir.display()))?;
     let caretaker = if config.caretaker {
-        take_care(&node, &config, cert, key, service.reports())?
+        take_care(&node, &config, (cert, key), service.reports(), steady)?
     } else {
         None
     };
@@ -53,11 +55,11 @@ pub(super) async fn start(mut settings: Settings) -> Outcome<Running> {
 fn take_care(
     node: &Node,
     config: &Config,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
+    own: (Option<PathBuf>, Option<PathBuf>),
     reports: Arc<Reports>,
+    steady: Option<Duration>,
 ) -> Outcome<Option<Transport>> {
-    let (certificate, key) = match (cert, key) {
+    let (certificate, key) = match own {
         (Some(cert), Some(key)) => (cert, key),
         (None, None) => {
             tracing::info!("no caretaker: `caretaker-cert` and `caretaker-key` are not given");
@@ -80,7 +82,7 @@ fn take_care(
     };
     let own = Node::open(&files)?;
     let transport = own.transport.clone();
-    let caretaker = Caretaker::new(own, files, layout, reports)?;
+    let caretaker = Caretaker::new(own, files, layout, reports, steady)?;
     node.host.tasks.spawn(caretaker.run());
     Ok(Some(transport))
 }

@@ -4,6 +4,7 @@
 //! folder. `certs = DIR` stands for `ca`, `cert` and `key` as `milonga certs` lays them out.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -53,6 +54,19 @@ impl Settings {
             Some(other) => {
                 Err(self.wrong(format!("`{key}` is {other}; expected a path in quotes")))
             }
+        }
+    }
+
+    /// Takes milliseconds out that the service itself does not know.
+    pub(crate) fn take_millis(&mut self, key: &str) -> Outcome<Option<Duration>> {
+        match self.table.remove(key) {
+            None => Ok(None),
+            Some(Value::Integer(count @ 1..)) => {
+                Ok(Some(Duration::from_millis(count.unsigned_abs())))
+            }
+            Some(other) => Err(self.wrong(format!(
+                "`{key}` is {other}; expected at least 1 (milliseconds)"
+            ))),
         }
     }
 
@@ -181,6 +195,22 @@ mod tests {
         ] {
             let settings = gather(text, Table::new());
             assert_eq!(settings.text("admin"), Some("127.0.0.1:9701"), "{text}");
+        }
+    }
+
+    #[test]
+    fn milliseconds_are_taken_out_and_are_at_least_one() {
+        let mut settings = gather("steady-ms = 2000", Table::new());
+        let taken = settings.take_millis("steady-ms").unwrap();
+        assert_eq!(taken, Some(Duration::from_secs(2)));
+        assert_eq!(settings.take_millis("steady-ms").unwrap(), None);
+        for text in ["steady-ms = 0", "steady-ms = \"soon\""] {
+            let refused = gather(text, Table::new()).take_millis("steady-ms");
+            let error = refused.unwrap_err().to_string();
+            assert!(
+                error.contains("`steady-ms` is ") && error.contains("s.toml"),
+                "{error}"
+            );
         }
     }
 

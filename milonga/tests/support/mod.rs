@@ -3,8 +3,11 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod field;
+pub(crate) mod link;
 pub(crate) mod load;
 pub(crate) mod net;
+pub(crate) mod volume;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -106,8 +109,18 @@ pub(crate) struct Dev {
 impl Dev {
     /// Starts a cluster in a new directory.
     pub(crate) fn start(shape: &[&str]) -> Self {
+        Self::start_on(shape, &[])
+    }
+
+    /// The same, with the directories of some servers elsewhere.
+    pub(crate) fn start_on(shape: &[&str], elsewhere: &[(&str, PathBuf)]) -> Self {
         let home = tempfile::tempdir().unwrap();
-        let child = spawn(&home.path().join("d"), shape);
+        let dir = home.path().join("d");
+        for (name, path) in elsewhere {
+            std::fs::create_dir_all(&dir).unwrap();
+            std::os::unix::fs::symlink(path, dir.join(name)).unwrap();
+        }
+        let child = spawn(&dir, shape);
         Self { home, child }
     }
 
@@ -225,6 +238,8 @@ fn spawn(dir: &Path, shape: &[&str]) -> Child {
         .arg("dev")
         .arg("--dir")
         .arg(dir)
+        // Whatever becomes of the test, its cluster ends with it.
+        .args(["--parent", &std::process::id().to_string()])
         .args(shape)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

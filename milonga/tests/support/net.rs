@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::link::{Slow, SlowLink, device};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// What all namespaces of tests begin with.
@@ -147,6 +148,29 @@ impl Net {
         };
         let rule = format!("rule {verb} {which} blackhole pref 100\n");
         ip(Some(&self.namespace("router")), &rule).unwrap();
+    }
+
+    /// Makes the link of a node slow until what this returns is dropped. None, with the reason printed, where there are no TUN
+    /// devices.
+    pub(crate) fn slow(&self, node: &str, slow: Slow) -> Option<SlowLink> {
+        let name = format!("s{}", self.number(node));
+        let made = self
+            .inside(node, || device(&name))
+            .and_then(|near| Ok([near, self.inside("router", || device(&name))?]));
+        let devices = match made {
+            Ok(devices) => devices,
+            Err(why) => {
+                let skipped = format!("skipped: no TUN devices (/dev/net/tun: {why}); run as root");
+                let _ = writeln!(std::io::stderr(), "{skipped}");
+                return None;
+            }
+        };
+        let host = self.host(node);
+        let near = format!("link set {name} up\nroute add 10.201.0.0/16 dev {name} src {host}\n");
+        ip(Some(&self.namespace(node)), &near).unwrap();
+        let far = format!("link set {name} up\nroute add {host}/32 dev {name}\n");
+        ip(Some(&self.namespace("router")), &far).unwrap();
+        Some(SlowLink::new(devices, slow))
     }
 
     /// Pulls the cable of a node, or plugs it in.
