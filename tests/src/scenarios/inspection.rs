@@ -16,13 +16,47 @@ use crate::sim::World;
 /// How far above the end nothing may be held.
 const ABOVE: u64 = 256;
 
+/// How many terms one inspection may see begin: the clients that look at the cluster bring it to full strength meanwhile.
+const TERMS_MAX: usize = 16;
+
 /// Reports every position below `end` that two units hold differently (I8), and every one above that is held (I10).
 pub async fn inspect(world: &World, log: &Log, end: Position) {
-    let decided = match log.newest_layout().await {
-        Ok(decided) => decided,
-        Err(error) => return world.violation(format!("no layout in the audit: {error}")),
-    };
-    let layout = &decided.layout;
+    in_one_term(world, log, Some(end)).await;
+}
+
+/// Reports every closed position that a unit lacks which is listed for it (I14).
+pub async fn inspect_whole(world: &World, log: &Log) {
+    in_one_term(world, log, None).await;
+}
+
+/// Reports what is wrong with what is held around `end`, or else with what is closed. What it finds while a term ends is
+/// not told: it looks again.
+async fn in_one_term(world: &World, log: &Log, end: Option<Position>) {
+    for _ in 0..TERMS_MAX {
+        let layout = match log.newest_layout().await {
+            Ok(newest) => newest.layout.clone(),
+            Err(error) => return world.violation(format!("no layout to inspect: {error}")),
+        };
+        let violations = match end {
+            Some(end) => held(log.host(), &layout, end).await,
+            None => lacking(log.host(), &layout).await,
+        };
+        let newest = log.newest_layout().await;
+        if violations.is_empty() || newest.is_ok_and(|newest| newest.layout.term == layout.term) {
+            for violation in violations {
+                world.violation(violation);
+            }
+            return;
+        }
+    }
+    world.violation(format!(
+        "{TERMS_MAX} terms began while a quiet cluster was inspected"
+    ));
+}
+
+/// What is wrong with what the units hold below and above `end`.
+async fn held(host: &Host, layout: &Layout, end: Position) -> Vec<String> {
+    let mut violations = vec![];
     let mut all = Replicas::new();
     for (chain, stripes) in layout.chains() {
         for unit in layout.units_of(chain) {
@@ -30,8 +64,8 @@ pub async fn inspect(world: &World, log: &Log, end: Position) {
             let runs = stripes.runs_from(Position::FIRST);
             for run in runs.take_while(|run| run.start < end) {
                 let run = run.intersect(below);
-                if let Err(why) = hold(log.host(), layout, unit, run, &mut all).await {
-                    world.violation(format!("{} in the audit: {why}", unit.name));
+                if let Err(why) = hold(host, layout, unit, run, &mut all).await {
+                    violations.push(format!("{} in the audit: {why}", unit.name));
                 }
             }
         }
@@ -39,42 +73,41 @@ pub async fn inspect(world: &World, log: &Log, end: Position) {
     let mut above = Replicas::new();
     for unit in &layout.units {
         let span = Span::new(end, end.plus(ABOVE));
-        if let Err(why) = hold(log.host(), layout, unit, span, &mut above).await {
-            world.violation(format!("{} above the end: {why}", unit.name));
+        if let Err(why) = hold(host, layout, unit, span, &mut above).await {
+            violations.push(format!("{} above the end: {why}", unit.name));
         }
     }
-    for (position, held) in above {
-        world.violation(format!(
-            "I10: position {position} lies above the end, {end}, and is held: {held:?}"
-        ));
-    }
-    for violation in replicas::check(&all) {
-        world.violation(violation);
-    }
+    violations.extend(above.into_iter().map(|(position, held)| {
+        format!("I10: position {position} lies above the end, {end}, and is held: {held:?}")
+    }));
+    violations.extend(replicas::check(&all));
+    violations
 }
 
-/// Reports every closed position that a unit lacks which is listed for it (I14).
-pub async fn inspect_whole(world: &World, log: &Log, layout: &Layout) {
-    for segment in layout
+/// The closed positions that a unit lacks which is listed for them.
+async fn lacking(host: &Host, layout: &Layout) -> Vec<String> {
+    let mut violations = vec![];
+    let closed = layout
         .segments
         .iter()
-        .filter(|segment| segment.end.is_some())
-    {
+        .filter(|segment| segment.end.is_some());
+    for segment in closed {
         for (number, chain) in segment.chains.iter().enumerate() {
             let stripes = segment.stripes(number);
             for unit in layout.units_of(chain) {
-                let lacking = settled(log.host(), layout, unit, stripes).await;
+                let lacking = settled(host, layout, unit, stripes).await;
                 match lacking.map(|lacking| stripes.run_from(lacking)) {
                     Ok(None) => {}
-                    Ok(Some(run)) => world.violation(format!(
+                    Ok(Some(run)) => violations.push(format!(
                         "I14: {} is listed for {} and lacks {}",
                         unit.name, stripes.span, run.start
                     )),
-                    Err(why) => world.violation(format!("{} after healing: {why}", unit.name)),
+                    Err(why) => violations.push(format!("{} after healing: {why}", unit.name)),
                 }
             }
         }
     }
+    violations
 }
 
 /// The first position of `stripes` that `unit` lacks.

@@ -85,9 +85,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
         let healer = heal_fully(&world, &workload, &cluster).await;
         audit(&world, &workload, &cluster).await;
         // Reading it all has settled what was half done.
-        if let Ok(newest) = healer.newest_layout().await {
-            inspect_whole(&world, &healer, &newest.layout).await;
-        }
+        inspect_whole(&world, &healer).await;
     })
 }
 
