@@ -31,6 +31,8 @@ use crate::sim::{NodeId, Profile, World};
 
 /// Longer than any operation of a client goes on, and than any message is late: a late request still takes tokens.
 const QUIET: Duration = Duration::from_secs(130);
+/// Longer than anybody acts on what was found out about a server.
+const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How long a cluster may take, when all is quiet, to be as strong as its units allow.
 const HEALING_MAX: Duration = Duration::from_secs(120);
 
@@ -221,8 +223,9 @@ impl Fate {
                 .filter(|other| other.identity != unit);
             let solid = others.filter(|other| {
                 let node = self.node(&other.name);
-                // Whoever restarted, as after a power failure, may lack something.
+                // Whoever restarted, as after a power failure, may lack something. Whoever was cut off may be left out.
                 self.world.is_up(node)
+                    && self.world.has_been_within_reach(node, CHANGE_MAX)
                     && !self.world.has_restarted(node)
                     && !self.unsure.contains(&other.identity)
             });

@@ -42,6 +42,8 @@ pub(super) struct Node {
     pub(super) requests_left: Option<u64>,
     /// Until then it neither receives nor sends.
     pub(super) frozen_until_us: u64,
+    /// Until when it was frozen or cut off last.
+    pub(super) away_until_us: Option<u64>,
 }
 
 impl fmt::Debug for Node {

@@ -273,6 +273,7 @@ impl World {
             buried: false,
             requests_left: None,
             frozen_until_us: 0,
+            away_until_us: None,
         };
         let mut state = self.0.lock();
         state.nodes.push(node);
@@ -309,6 +310,15 @@ impl World {
     /// Whether node `id` runs, or ran, in another process start than its first.
     pub fn has_restarted(&self, id: NodeId) -> bool {
         self.0.lock().node(id).boot > 0
+    }
+
+    /// Whether node `id` has been within reach of all others, and awake, for `time`: nobody finds it in trouble.
+    pub fn has_been_within_reach(&self, id: NodeId, time: Duration) -> bool {
+        let state = self.0.lock();
+        let is_cut = |(from, to): &(NodeId, NodeId)| *from == id || *to == id;
+        let away_until = state.node(id).away_until_us;
+        let due = away_until.map(|until| until + time.as_micros() as u64);
+        !state.blocked.iter().any(is_cut) && due.is_none_or(|due| due <= self.0.now_us())
     }
 
     /// Starts the process of server `id`; does nothing if it runs or starts already.
@@ -435,7 +445,11 @@ impl World {
                 state.node(from).name,
                 state.node(to).name
             );
-            state.trace.line(self.0.now_us(), &text, &[]);
+            let now = self.0.now_us();
+            state.trace.line(now, &text, &[]);
+            for id in [from, to] {
+                state.node_mut(id).away_until_us = Some(now);
+            }
         }
     }
 
@@ -445,6 +459,7 @@ impl World {
         let mut state = self.0.lock();
         let node = state.node_mut(id);
         node.frozen_until_us = now + time.as_micros() as u64;
+        node.away_until_us = Some(node.frozen_until_us);
         let text = format!("{} freezes for {} ms", node.name, time.as_millis());
         state.trace.line(now, &text, &[]);
         state.trace.count("freeze");
