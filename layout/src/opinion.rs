@@ -59,13 +59,31 @@ impl Suspect {
         kind: Kind,
     ) -> Result<Self, Refusal> {
         let newest = newest.ok_or(Refusal::Behind { newest: None })?;
-        let listed = listed(newest, term, of, kind)?;
-        Ok(Self {
-            name: listed.name.clone(),
-            address: listed.address.clone(),
-            identity: listed.identity,
-            incarnation: listed.incarnation,
-            kind,
+        let layout = &newest.layout;
+        if let Some(listed) = listed(layout, of, kind) {
+            return Ok(Self {
+                name: listed.name.clone(),
+                address: listed.address.clone(),
+                identity: listed.identity,
+                incarnation: listed.incarnation,
+                kind,
+            });
+        }
+        Err(match layout.term.cmp(&term) {
+            Ordering::Less => Refusal::Behind {
+                newest: Some(layout.term),
+            },
+            Ordering::Greater => Refusal::Decided {
+                newest: Box::new(newest.clone()),
+            },
+            Ordering::Equal => {
+                let (name, address) = (&of.name, &of.address);
+                Refusal::malformed(format!(
+                    "the layout of term {term} lists no such log unit or sequencer as {name} at {address}, {}; \
+                     nobody else is called",
+                    of.identity
+                ))
+            }
         })
     }
 
@@ -127,40 +145,12 @@ impl Suspect {
     }
 }
 
-/// The server that somebody in `term` means by `of`, if `newest` lists it as a `kind` (E3, B2).
-///
-/// # Errors
-/// [`Refusal::Behind`] or [`Refusal::Decided`] if one side has an older layout, which explains it; else
-/// [`Refusal::Malformed`].
-pub(crate) fn listed<'a>(
-    newest: &'a Decided,
-    term: Term,
-    of: &Server,
-    kind: Kind,
-) -> Result<&'a Server, Refusal> {
-    let layout = &newest.layout;
+/// The server that is meant by `of`, if `layout` lists it as a `kind` (E3, B2).
+pub(crate) fn listed<'a>(layout: &'a Layout, of: &Server, kind: Kind) -> Option<&'a Server> {
     let same = |listed: &&Server| {
         (&listed.name, &listed.address, listed.identity) == (&of.name, &of.address, of.identity)
     };
-    if let Some(listed) = servers(layout, kind).find(same) {
-        return Ok(listed);
-    }
-    Err(match layout.term.cmp(&term) {
-        Ordering::Less => Refusal::Behind {
-            newest: Some(layout.term),
-        },
-        Ordering::Greater => Refusal::Decided {
-            newest: Box::new(newest.clone()),
-        },
-        Ordering::Equal => {
-            let (name, address) = (&of.name, &of.address);
-            Refusal::malformed(format!(
-                "the layout of term {term} lists no such log unit or sequencer as {name} at {address}, {}; \
-                 nobody else is called",
-                of.identity
-            ))
-        }
-    })
+    servers(layout, kind).find(same)
 }
 
 /// Who of `layout` may be called, being listed as a `kind`.

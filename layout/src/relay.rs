@@ -40,8 +40,7 @@ impl Errand {
     /// The relay of `request` in `term` to `to`, if `newest` allows it (B2).
     ///
     /// # Errors
-    /// [`Refusal::Behind`] or [`Refusal::Decided`] if one side has an older layout, which explains it; else
-    /// [`Refusal::Malformed`].
+    /// [`Refusal::Behind`] or [`Refusal::Decided`]: one side has an older layout, or one that was not decided.
     pub(crate) fn find(
         newest: Option<&Decided>,
         term: Term,
@@ -50,15 +49,16 @@ impl Errand {
     ) -> Result<Self, Refusal> {
         let newest = newest.ok_or(Refusal::Behind { newest: None })?;
         let known = newest.layout.term;
-        if term < known {
+        let is_listed = listed(&newest.layout, &to, request.kind()).is_some();
+        // An unlisted server of the newest term belongs to another layout of that term, which was not decided.
+        if term < known || term == known && !is_listed {
             let newest = Box::new(newest.clone());
             return Err(Refusal::Decided { newest });
         }
-        if term > known.next() {
+        if term > known.next() || !is_listed {
             let newest = Some(known);
             return Err(Refusal::Behind { newest });
         }
-        listed(newest, term, &to, request.kind())?;
         Ok(Self { to, term, request })
     }
 
@@ -218,11 +218,12 @@ mod tests {
             assert_eq!(find(5, unit, request), Err(Refusal::Behind { newest }));
         }
 
-        let malformed = |found| matches!(found, Err(Refusal::Malformed { .. }));
-        assert!(malformed(find(3, unit, Relayed::SealSequencer)));
-        assert!(malformed(find(3, sequencer, Relayed::SealUnit)));
+        // Another layout of this term may have been proposed, which lists it; it was not decided.
+        let decided = |found| matches!(found, Err(Refusal::Decided { .. }));
+        assert!(decided(find(3, unit, Relayed::SealSequencer)));
+        assert!(decided(find(3, sequencer, Relayed::SealUnit)));
         let voter = &newest.layout.layout_servers[0];
-        assert!(malformed(find(3, voter, Relayed::Describe(Kind::Layout))));
+        assert!(decided(find(3, voter, Relayed::Describe(Kind::Layout))));
         for other in [
             Server {
                 name: "other".parse().unwrap(),
@@ -237,7 +238,7 @@ mod tests {
                 ..unit.clone()
             },
         ] {
-            assert!(malformed(find(3, &other, Relayed::SealUnit)));
+            assert!(decided(find(3, &other, Relayed::SealUnit)));
             // The next layout, which this server has not learnt, may list it.
             let newest = Some(Term(3));
             assert_eq!(
