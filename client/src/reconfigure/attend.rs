@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use milonga_host::{Host, Moment};
-use milonga_wire::{Identity, Kind, Layout, Server};
+use milonga_wire::{Identity, Kind, Layout, Payload, Server, Term, UnitRequest};
 
 use crate::log::Log;
 use crate::reconfigure::drive::{describe, make};
@@ -66,9 +66,9 @@ async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
         return false;
     };
     let now = log.host().clock.now();
-    let answers = join_all(known.layout.left.iter().map(|unit| async move {
-        let said = describe(log, unit, Kind::LogUnit).await.ok()?;
-        let is_well = !matches!(said.state.as_str(), "failed" | "full" | "draining");
+    let layout = &known.layout;
+    let answers = join_all(layout.left.iter().map(|unit| async move {
+        let is_well = is_well(log, unit, layout.term).await;
         is_well.then_some(unit)
     }));
     let answering: Vec<&Server> = answers.await.into_iter().flatten().collect();
@@ -85,6 +85,17 @@ async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
         }
     }
     !answering.is_empty()
+}
+
+/// Whether `unit` answers, and writes: there are disks that do everything but that.
+async fn is_well(log: &Log, unit: &Server, term: Term) -> bool {
+    let said = describe(log, unit, Kind::LogUnit).await;
+    if !said.is_ok_and(|said| !matches!(said.state.as_str(), "failed" | "full" | "draining")) {
+        return false;
+    }
+    let (calls, payload) = (&log.shared.calls, Payload::new());
+    let probed = calls.unit(unit, term, UnitRequest::Probe, payload).await;
+    probed.is_ok()
 }
 
 /// Whether something is out of reach, damaged or lost, as far as the layout and its units say.

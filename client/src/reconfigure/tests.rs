@@ -351,6 +351,29 @@ async fn a_unit_that_left_comes_back_after_the_time_that_was_asked_for() {
     }
 }
 
+/// There are disks that do everything but write: whoever comes back on one would be left out again, at the cost of a term.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_left_and_cannot_write_stays_out() {
+    let cluster = Cluster::new(1, 3, 1);
+    let log = cluster.client(Role::Control);
+    fill_up(&log, 0, 10).await;
+    dead(&cluster, "u-01");
+    fill_up(&log, 10, 20).await;
+    cluster.heal();
+    cluster.rule(|server, request| {
+        let why = "the cable is out".to_owned();
+        let refuse = Fault::Refuse(Refusal::DiskFailed { why });
+        (server == "u-01" && request.verb() == "probe").then_some(refuse)
+    });
+    attend(&log).await;
+    assert_eq!(cluster.layout().left.len(), 1);
+    assert!(cluster.slot("u-01", 3).is_some());
+
+    cluster.heal();
+    attend(&log).await;
+    assert_eq!(cluster.layout().left.len(), 0);
+}
+
 /// While anything is missing, the unit that left may hold the last copy of it: nobody empties it unasked.
 #[tokio::test(start_paused = true)]
 async fn a_unit_that_left_is_not_emptied_while_something_is_missing() {
