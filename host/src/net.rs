@@ -109,6 +109,20 @@ pub trait Network: Send + Sync + 'static {
         request: Request,
         within: Duration,
     ) -> BoxFuture<'a, Result<Response, CallError>>;
+
+    /// How long the way to `peer` and back takes, as far as a connection to it, or the attempt at one under way, shows.
+    fn round_trip(&self, _peer: &Peer) -> Option<Duration> {
+        None
+    }
+}
+
+/// How long to wait for a sign of life of `peer`: `least`, or longer if the way there is known to be long. A connection takes
+/// two round trips, an answer another, and a packet may be lost.
+pub fn long_enough(net: &dyn Network, peer: &Peer, least: Duration) -> Duration {
+    const ROUND_TRIPS: u32 = 6;
+    const LONGEST: Duration = Duration::from_secs(3);
+    let known = net.round_trip(peer).unwrap_or_default();
+    least.max((known * ROUND_TRIPS).min(LONGEST))
 }
 
 /// What a caller hands to the network: the head, to be encoded once its `id` is known, and the payload.

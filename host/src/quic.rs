@@ -27,7 +27,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -457,6 +457,14 @@ impl Network for Transport {
             None => Box::pin(inner.call(peer, request, within)),
         }
     }
+
+    fn round_trip(&self, peer: &Peer) -> Option<Duration> {
+        match self.0.peers().get(peer)? {
+            State::Up { link, .. } => Some(link.connection.rtt()),
+            State::Dialing { round_trip, .. } => round_trip.get().copied(),
+            State::Down { .. } => None,
+        }
+    }
 }
 
 // ---- Calling ----
@@ -469,8 +477,12 @@ enum State {
         since: Moment,
         failures: u32,
     },
-    /// The receiver wakes when the attempt is over.
-    Dialing(watch::Receiver<()>),
+    Dialing {
+        /// Wakes when the attempt is over.
+        done: watch::Receiver<()>,
+        /// What the handshake has shown.
+        round_trip: Arc<OnceLock<Duration>>,
+    },
     Down {
         until: Moment,
         why: Arc<str>,
@@ -629,11 +641,11 @@ impl Inner {
                 }
                 Some(_) => 0,
             },
-            Some(State::Dialing(done)) if done.has_changed().is_ok() => {
+            Some(State::Dialing { done, .. }) if done.has_changed().is_ok() => {
                 return Found::Dialing(done.clone());
             }
             // Its task ended without an outcome: so has the node.
-            Some(State::Dialing(_)) => return Found::Down("this node is stopping".into()),
+            Some(State::Dialing { .. }) => return Found::Down("this node is stopping".into()),
             Some(State::Down { until, why, .. }) if *until > self.clock.now() => {
                 return Found::Down(why.clone());
             }
@@ -644,11 +656,16 @@ impl Inner {
             }
         };
         let (over, done) = watch::channel(());
-        peers.insert(peer.clone(), State::Dialing(done.clone()));
+        let round_trip = Arc::new(OnceLock::new());
+        let dialing = State::Dialing {
+            done: done.clone(),
+            round_trip: round_trip.clone(),
+        };
+        peers.insert(peer.clone(), dialing);
         drop(peers);
         let (inner, peer) = (self.clone(), peer.clone());
         self.tasks.spawn(async move {
-            let outcome = inner.dial(&peer).await;
+            let outcome = inner.dial(&peer, &round_trip).await;
             let state = match outcome {
                 Ok(link) => State::Up {
                     link,
@@ -681,16 +698,20 @@ impl Inner {
         let now = self.clock.now();
         peers.retain(|_, state| match state {
             State::Up { link, .. } => link.over().is_none(),
-            State::Dialing(_) => true,
+            State::Dialing { .. } => true,
             State::Down { until, .. } => *until > now,
         });
     }
 
-    async fn dial(&self, peer: &Peer) -> Result<Arc<Link>, String> {
+    async fn dial(
+        &self,
+        peer: &Peer,
+        round_trip: &Arc<OnceLock<Duration>>,
+    ) -> Result<Arc<Link>, String> {
         let within = self.options.connect_within;
         let attempt = async {
             let addresses = resolve(&peer.address).await?;
-            let (connection, lanes) = self.connect_any(peer, addresses).await?;
+            let (connection, lanes) = self.connect_any(peer, addresses, round_trip).await?;
             Ok(self.start(connection, lanes))
         };
         self.clock
@@ -709,13 +730,14 @@ impl Inner {
         &self,
         peer: &Peer,
         addresses: Vec<SocketAddr>,
+        round_trip: &Arc<OnceLock<Duration>>,
     ) -> Result<(quinn::Connection, Streams), String> {
         if let [only] = addresses.as_slice() {
-            return self.attempt(peer, *only).await;
+            return self.attempt(peer, *only, round_trip.clone()).await;
         }
         let mut attempts = JoinSet::new();
         for (index, address) in addresses.into_iter().enumerate() {
-            let attempt = self.attempt(peer, address);
+            let attempt = self.attempt(peer, address, round_trip.clone());
             let clock = self.clock.clone();
             attempts.spawn(async move {
                 clock.sleep(STAGGER * index as u32).await;
@@ -737,6 +759,7 @@ impl Inner {
         &self,
         peer: &Peer,
         address: SocketAddr,
+        round_trip: Arc<OnceLock<Duration>>,
     ) -> impl Future<Output = Result<(quinn::Connection, Streams), String>> + Send + use<> {
         let loopback = self.options.is_loopback(address);
         let crypto = QuicClientConfig::try_from(self.credentials.client_config(peer))
@@ -748,6 +771,7 @@ impl Inner {
         async move {
             let connecting = connecting.map_err(|error| error.to_string())?;
             let connection = connecting.await.map_err(|error| why(&error))?;
+            round_trip.get_or_init(|| connection.rtt());
             greeted(&connection).await?;
             let mut opened = vec![];
             for _ in 0..streams {

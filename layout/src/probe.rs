@@ -122,7 +122,7 @@ impl Shared {
     }
 
     /// A connection that breaks may have led to a process that is gone, so it is tried again while there is time: a
-    /// restarted server is alive.
+    /// restarted server is alive. There is more time once the way there proves to be long: so is one that is far away.
     async fn ask(
         &self,
         suspect: &Suspect,
@@ -131,18 +131,21 @@ impl Shared {
         within: Duration,
     ) -> Result<net::Response, CallError> {
         let (began, pause) = (self.clock.now(), self.within / PAUSES);
+        let peer = suspect.peer();
         loop {
+            let within = net::long_enough(&*self.net, &peer, within);
             let left = within.saturating_sub(self.clock.now().since(began));
             let answer = self.call(suspect, term, request.clone(), left).await;
-            let broke = matches!(
-                answer,
-                Err(CallError::NotSent { .. } | CallError::Lost { .. })
-            );
-            let passed = self.clock.now().since(began);
-            if !broke || passed + pause * 2 > within {
-                return answer;
+            let Err(error) = &answer else { return answer };
+            let within = net::long_enough(&*self.net, &peer, within);
+            let left = within.saturating_sub(self.clock.now().since(began));
+            match error {
+                CallError::NotSent { .. } | CallError::Lost { .. } if left >= pause * 2 => {
+                    self.clock.sleep(pause).await;
+                }
+                CallError::Deadline { .. } if left >= pause * 2 => {}
+                _ => return answer,
             }
-            self.clock.sleep(pause).await;
         }
     }
 

@@ -436,6 +436,60 @@ async fn a_probe_that_breaks_is_tried_again_while_there_is_time() {
     assert!((5..=10).contains(&net.called()), "{}", net.called());
 }
 
+/// A network whose other end is so far away that an answer takes this long at first.
+struct Far {
+    answers_after: Duration,
+    round_trip: Option<Duration>,
+}
+
+impl Network for Far {
+    fn call<'a>(
+        &'a self,
+        peer: &'a Peer,
+        _: net::Request,
+        within: Duration,
+    ) -> BoxFuture<'a, Result<net::Response, CallError>> {
+        Box::pin(async move {
+            Clock::real().sleep(self.answers_after.min(within)).await;
+            if self.answers_after > within {
+                let (peer, waited) = (peer.to_string(), within);
+                return Err(CallError::Deadline { peer, waited });
+            }
+            let reply = Ok(Reply::Sequencer(SequencerReply::Probed { serving: true }));
+            let payload = Payload::new();
+            Ok(net::Response { reply, payload })
+        })
+    }
+
+    fn round_trip(&self, _: &Peer) -> Option<Duration> {
+        self.round_trip
+    }
+}
+
+/// H29: who is far away is well, as far as the measured round trip explains how long its answer takes.
+#[tokio::test(start_paused = true)]
+async fn who_is_far_away_is_waited_for_longer() {
+    let (near, far) = (Duration::from_millis(1), Duration::from_millis(300));
+    for (answers_after, round_trip, is_well) in [
+        (far, None, true),
+        (far * 3, Some(far), true),
+        (far * 3, Some(near), false),
+        (far * 3, None, false),
+        (far * 8, Some(far), false),
+    ] {
+        let net = Arc::new(Far {
+            answers_after,
+            round_trip,
+        });
+        let (server, _tasks) = start_on(net, Handle::new(), 1);
+        initialise(&server);
+        let sequencer = names(&server, 0, "init").sequencer;
+        let question = opinion(&sequencer, Kind::Sequencer);
+        let reply = sent_by(Role::Control, &server, 0, question).await.unwrap();
+        assert_eq!(reply == Ok(well()), is_well, "{reply:?}");
+    }
+}
+
 /// E3: the network of this test panics when it is used.
 #[tokio::test(start_paused = true)]
 async fn no_packet_goes_to_anybody_whom_the_layout_does_not_list() {
@@ -502,9 +556,15 @@ async fn nothing_is_passed_on_for_who_may_not_ask_or_to_who_is_not_listed() {
         (&unit, Relayed::SealSequencer),
         (&layout.layout_servers[0], Relayed::Describe(Kind::Layout)),
     ] {
-        let refused = ask(Role::Control, 0, to, request);
+        // Of that term, another layout may have been proposed; who proposes it learns which was decided.
+        let refused = ask(Role::Control, 0, to, request.clone());
         assert!(
-            matches!(refused, Err(Refusal::Malformed { .. })),
+            matches!(refused, Err(Refusal::Decided { .. })),
+            "{refused:?}"
+        );
+        let refused = ask(Role::Control, 1, to, request);
+        assert!(
+            matches!(refused, Err(Refusal::Behind { .. })),
             "{refused:?}"
         );
     }

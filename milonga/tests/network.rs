@@ -355,11 +355,11 @@ async fn a_unit_behind_a_slow_link_is_not_left_out() {
     let reader = field.client("office", "reader");
     load.goes_on(20).await;
     let before = field.layouts();
-    let slow = Slow {
-        delay: Duration::from_millis(50),
-        ..Slow::default()
-    };
-    for unit in ["unit-2", "unit-3"] {
+    for (unit, delay_ms) in [("unit-2", 50), ("unit-3", 150)] {
+        let slow = Slow {
+            delay: Duration::from_millis(delay_ms),
+            ..Slow::default()
+        };
         let Some(link) = field.net.slow(unit, slow) else {
             return;
         };

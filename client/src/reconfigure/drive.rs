@@ -4,12 +4,13 @@
 //! the decision and finishes; announcing and bootstrapping are idempotent; restoring is repeated by whoever meets a gap.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use milonga_host::Moment;
+use milonga_host::{Moment, net};
 use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{
     Acceptance, Decided, Description, Identity, InvalidLayout, Kind, Layout, LayoutReply,
@@ -557,13 +558,16 @@ pub(super) async fn teach(log: &Log, server: &Server, newest: Option<Term>, upto
 /// How long a server is waited for that nothing depends on, while service may stand still.
 const BRIEFLY: Duration = Duration::from_millis(250);
 
-/// Whether a server answers before long.
+/// Whether a server answers before long, which is a while if it is far away.
 pub(super) async fn answers_soon(log: &Log, server: &Server, kind: Kind) -> bool {
-    let said = log
-        .host()
-        .clock
-        .within(BRIEFLY, describe(log, server, kind));
-    matches!(said.await, Ok(Ok(_)))
+    let (clock, net) = (&log.host().clock, &log.host().net);
+    let mut said = pin!(describe(log, server, kind));
+    if let Ok(said) = clock.within(BRIEFLY, &mut said).await {
+        return said.is_ok();
+    }
+    let within = net::long_enough(&**net, &peer(server, kind), BRIEFLY);
+    let said = clock.within(within.saturating_sub(BRIEFLY), said).await;
+    matches!(said, Ok(Ok(_)))
 }
 
 pub(super) async fn describe(

@@ -54,7 +54,7 @@ impl Transport {
             why,
         };
         let addresses = super::resolve(&peer.address).await.map_err(not_sent)?;
-        let connected = self.0.connect_any(peer, addresses).await;
+        let connected = self.0.connect_any(peer, addresses, &Arc::default()).await;
         let (connection, mut streams) = connected.map_err(not_sent)?;
         let (send, receive) = streams.swap_remove(0);
         Ok(halves(connection, send, receive))

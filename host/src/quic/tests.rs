@@ -682,7 +682,12 @@ async fn random_datagrams_hurt_nobody() {
 /// Bytes straight onto a stream, as a hostile member would send them; why the connection ended, or what was answered.
 async fn send_raw(client: &Node, to: &Peer, bytes: &[u8]) -> Result<Frame, String> {
     let address = to.address.as_str().parse().unwrap();
-    let (connection, mut streams) = client.transport.0.attempt(to, address).await.unwrap();
+    let (connection, mut streams) = client
+        .transport
+        .0
+        .attempt(to, address, Arc::default())
+        .await
+        .unwrap();
     let (mut send, mut receive) = streams.remove(0);
     send.write_all(bytes).await.unwrap();
     let mut arrived = Payload::new();
@@ -752,8 +757,18 @@ async fn a_connection_that_asks_nothing_is_closed_and_others_go_on() {
     let handle = server.serve(Arc::new(Echo)).await;
     let to = peer(&handle, None, PeerKind::Any);
     let address = handle.local_address();
-    let (silent, _streams) = client.transport.0.attempt(&to, address).await.unwrap();
-    let (empty, mut streams) = client.transport.0.attempt(&to, address).await.unwrap();
+    let (silent, _streams) = client
+        .transport
+        .0
+        .attempt(&to, address, Arc::default())
+        .await
+        .unwrap();
+    let (empty, mut streams) = client
+        .transport
+        .0
+        .attempt(&to, address, Arc::default())
+        .await
+        .unwrap();
     streams[0].0.finish().unwrap();
     client.probe(&to, number(1)).await.unwrap();
     for connection in [silent, empty] {
