@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use milonga_wire::{Position, Refusal, Request, Role, Server, Span, UnitRequest};
+use milonga_wire::{
+    Layout, LayoutReply, LayoutRequest, Payload, Position, Rank, Refusal, Request, Role, Server,
+    Span, UnitRequest,
+};
 
 use super::*;
 use crate::log::Log;
@@ -411,4 +414,52 @@ async fn who_is_not_needed_does_not_hold_a_change_up() {
     assert!(clock.now().since(began) < log.options().call);
     fill_up(&log, 3, 6).await;
     assert_eq!(records(&log).await, numbers(6));
+}
+
+/// Paxos Made Simple, P2c: of what a majority accepted, the layout of the highest rank may be decided already; whoever promised
+/// first has no weight.
+#[tokio::test(start_paused = true)]
+async fn the_accepted_layout_of_the_highest_rank_is_adopted() {
+    for (low, high) in [(0, 1), (1, 0)] {
+        let cluster = Cluster::with_layout_servers(1, 2, 1, 3);
+        let log = cluster.client(Role::Control);
+        let genesis = cluster.layout();
+        let (calls, term) = (&log.shared.calls, genesis.term.next());
+        for unit in &genesis.units {
+            let sealed = calls.unit(unit, term, UnitRequest::Seal, Payload::new());
+            sealed.await.unwrap();
+        }
+        for (voter, number) in [(low, 1), (high, 2)] {
+            let rank = Rank {
+                number,
+                proposer: [number as u8; 16],
+            };
+            let mut layout = Layout {
+                term,
+                ..genesis.clone()
+            };
+            layout.origin.change = format!("rank {number}");
+            let layout = Box::new(layout);
+            let voter = &genesis.layout_servers[voter];
+            for request in [
+                LayoutRequest::Prepare { rank },
+                LayoutRequest::Propose { rank, layout },
+            ] {
+                calls.layout(voter, term, request).await.unwrap();
+            }
+        }
+        cluster.rule(|to, _| (to == "l-2").then_some(Fault::Down));
+
+        rebuild(&log, "a test").await.unwrap();
+
+        let second = calls.layout(&genesis.layout_servers[0], term, LayoutRequest::At);
+        let LayoutReply::At {
+            decided: Some(second),
+        } = second.await.unwrap()
+        else {
+            panic!("no layout of term {term}");
+        };
+        assert_eq!(second.layout.origin.change, "rank 2");
+        fill_up(&log, 0, 3).await;
+    }
 }
