@@ -87,14 +87,22 @@ async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
     !answering.is_empty()
 }
 
-/// Whether `unit` answers, and writes: there are disks that do everything but that.
+/// Whether whoever is at the address of `unit` answers, and writes: there are disks that do everything but that. It may be on
+/// another directory by now.
 async fn is_well(log: &Log, unit: &Server, term: Term) -> bool {
-    let said = describe(log, unit, Kind::LogUnit).await;
-    if !said.is_ok_and(|said| !matches!(said.state.as_str(), "failed" | "full" | "draining")) {
+    let Ok(said) = describe(log, unit, Kind::LogUnit).await else {
+        return false;
+    };
+    if matches!(said.state.as_str(), "failed" | "full" | "draining") {
         return false;
     }
+    let unit = Server {
+        identity: said.identity,
+        incarnation: said.incarnation,
+        ..unit.clone()
+    };
     let (calls, payload) = (&log.shared.calls, Payload::new());
-    let probed = calls.unit(unit, term, UnitRequest::Probe, payload).await;
+    let probed = calls.unit(&unit, term, UnitRequest::Probe, payload).await;
     probed.is_ok()
 }
 

@@ -23,6 +23,8 @@ use crate::sim::{NodeId, Profile, World};
 const ROUNDS: u64 = 3;
 /// How long the cut-off side is left to itself, at most.
 const APART_MAX: Duration = Duration::from_secs(30);
+/// Longer than any message is late, and with it all that follow it on its connection.
+const LATE_MAX: Duration = Duration::from_secs(130);
 
 /// Plays it. The profile's network is used as it is; there are no crashes.
 pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
@@ -75,7 +77,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
         let appending = Client::new(workload.clone(), 0, log.clone());
         appending.append(1, &[]).await;
         for _ in 0..ROUNDS {
-            let Ok(layout) = log.layout().await else {
+            let Ok(layout) = log.with_deadline(LATE_MAX).layout().await else {
                 world.violation("no layout before a round".to_owned());
                 break;
             };
