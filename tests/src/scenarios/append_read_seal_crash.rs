@@ -25,11 +25,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
         let random = world.random("scenario");
         // A unit that is away is left out; nobody may be who shares a chain with a disk that lies.
         let profile = if profile.lying {
-            Profile {
-                partition_every: None,
-                freeze_every: None,
-                ..profile
-            }
+            profile.steadied()
         } else {
             profile
         };

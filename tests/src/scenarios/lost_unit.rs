@@ -147,7 +147,6 @@ impl Fate {
             deadline: Duration::from_secs(3),
             ..Options::default()
         };
-        let steady = profile.partition_every.is_none() && profile.freeze_every.is_none();
         Self {
             world: world.clone(),
             workload: workload.clone(),
@@ -155,7 +154,7 @@ impl Fate {
             random: world.random("fate"),
             log: log(world, node, Role::Control, &cluster.layout, options),
             unsure: BTreeSet::new(),
-            left: if steady { 1 } else { 2 },
+            left: if profile.is_steady() { 1 } else { 2 },
             returning: vec![],
         }
     }

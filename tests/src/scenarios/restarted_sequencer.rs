@@ -30,6 +30,12 @@ const QUIET: Duration = Duration::from_secs(130);
 pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         let random = world.random("scenario");
+        // Nobody may be left out who shares a chain with a disk that lies.
+        let profile = if profile.lying {
+            profile.steadied()
+        } else {
+            profile
+        };
         let shape = Shape {
             layout_servers: *pick(&random, &[1, 3]),
             standbys: random.below(2),

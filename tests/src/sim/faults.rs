@@ -77,7 +77,38 @@ pub struct Profile {
     pub busy: Duration,
 }
 
+/// Less than anybody waits for a sign of life.
+const LATE_UNNOTICED: Duration = Duration::from_millis(150);
+
 impl Profile {
+    /// Whether nobody is taken for dead who is not: nobody is cut off or frozen, and no message is lost or very late.
+    pub fn is_steady(&self) -> bool {
+        self.partition_every.is_none()
+            && self.freeze_every.is_none()
+            && self.network.lose_ppm == 0
+            && (self.network.straggle_ppm == 0
+                || Duration::from_micros(self.network.straggle_us_max) <= LATE_UNNOTICED)
+    }
+
+    /// The profile without whatever gets a healthy server left out.
+    #[must_use]
+    pub fn steadied(self) -> Self {
+        let late = self
+            .network
+            .straggle_us_max
+            .min(LATE_UNNOTICED.as_micros() as u64);
+        Self {
+            partition_every: None,
+            freeze_every: None,
+            network: NetworkFaults {
+                lose_ppm: 0,
+                straggle_us_max: late,
+                ..self.network
+            },
+            ..self
+        }
+    }
+
     /// The names that [`Profile::named`] takes.
     pub const NAMES: [&'static str; 4] = ["swarm", "calm", "network", "crash"];
 
