@@ -941,10 +941,12 @@ async fn watch_deadlines(
     let mut listened = Listened::default();
     while lane.failed().is_none() {
         let now = clock.now();
+        // Whether calls wait is asked once: one that ended between two looks would have left its deadline behind, and until
+        // then nobody would listen.
         let (_, soonest) = lane.expire(now);
-        let (waiting, calls) = lane.usage();
+        let (is_asked, calls) = (soonest.is_some(), lane.usage().1);
         let stats = link.connection.stats();
-        let quiet = listened.quiet(now, waiting > 0, stats.udp_rx.datagrams);
+        let quiet = listened.quiet(now, is_asked, stats.udp_rx.datagrams);
         if quiet >= silence.max(stats.path.rtt * 8) {
             link.retired.store(true, Ordering::Relaxed);
             lane.fail(&"nothing was heard from it, not even that it got what it was sent".into());
@@ -955,7 +957,7 @@ async fn watch_deadlines(
             // It fails only on a connection that is over.
             let _ = link.connection.send_datagram(Bytes::from_static(ASK));
         }
-        let listen = (waiting > 0).then_some(LISTEN);
+        let listen = is_asked.then_some(LISTEN);
         let due = soonest.map(|soonest| soonest.since(now));
         let sleep = due.into_iter().chain(listen).fold(idle, Duration::min);
         let slept = tokio::select! {
@@ -963,7 +965,7 @@ async fn watch_deadlines(
             () = lane.sooner() => false,
             () = clock.sleep(sleep) => true,
         };
-        if slept && sleep == idle && waiting == 0 && lane.usage() == (0, calls) {
+        if slept && sleep == idle && !is_asked && lane.usage() == (0, calls) {
             link.retired.store(true, Ordering::Relaxed);
             Close::Idle.connection(&link.connection, "no calls");
             return;
