@@ -63,3 +63,34 @@ async fn a_follower_that_settles_nothing_waits_for_what_is_in_flight() {
     let entry = follower.next().await.unwrap();
     assert!(matches!(entry.kind, Kind::Data { .. }), "{entry:?}");
 }
+
+/// H34: whoever waits, at a hole right below the end or at the end itself, looks again after pauses, and asks the sequencer
+/// no more often than that.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_asks_for_the_end_with_pauses() {
+    const TIME: Duration = Duration::from_secs(10);
+    for (settle, waits_at) in [(false, Position(1)), (true, Position(2))] {
+        let cluster = Cluster::new(1, 2, 1);
+        let (log, writer) = (cluster.client(Role::Writer), cluster.client(Role::Writer));
+        writer.append("a", &[]).await.unwrap();
+        cluster.burn(&writer, 1, &[]).await;
+        let mut follower = log
+            .with_options(Options {
+                settle,
+                ..Options::default()
+            })
+            .follow(Position::FIRST);
+        let clock = log.host().clock.clone();
+        let following = async {
+            loop {
+                follower.next().await.unwrap();
+            }
+        };
+        assert!(clock.within(TIME, following).await.is_err());
+
+        assert_eq!(follower.position(), waits_at);
+        let looks = (TIME.as_millis() / PAUSES.1.as_millis()) as usize;
+        let asked = cluster.seen("q-", "end");
+        assert!((looks / 2..looks + 32).contains(&asked), "{asked}");
+    }
+}
