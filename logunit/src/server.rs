@@ -378,11 +378,13 @@ impl Shared {
 
     /// [`Shared::with`], for what keeps the disk busy.
     fn at_work<T>(&self, core: CoreGuard<'_>, work: impl FnOnce(&mut Core) -> T) -> T {
-        let began = self.clock.now();
-        let done = self.with(core, work);
-        let now = self.clock.now();
-        lock(&self.load).note(now, now.since(began));
-        done
+        self.with(core, |core| {
+            let began = self.clock.now();
+            let done = work(core);
+            let now = self.clock.now();
+            lock(&self.load).note(now, now.since(began));
+            done
+        })
     }
 
     /// Does what needs no commit, or leaves it to whoever has the core.

@@ -51,8 +51,6 @@ pub(crate) struct Sight {
     pub(crate) units: Vec<Seen>,
     /// Its spares.
     pub(crate) spares: Vec<Seen>,
-    /// Log units that were left out and may come back.
-    pub(crate) left: Vec<Seen>,
     /// The log units of its open segment.
     open: BTreeSet<Identity>,
 }
@@ -61,25 +59,14 @@ impl Sight {
     /// Asks everyone, each at most `within`.
     pub(crate) async fn of(host: &Host, layout: &Layout, within: Duration) -> Self {
         let cluster = layout.cluster;
-        let all = |servers: &[Server], kind: Kind| {
-            let servers = servers.to_vec();
-            async move {
-                join_all(
-                    servers
-                        .into_iter()
-                        .map(|server| see(host, cluster, server, kind, within)),
-                )
-                .await
-            }
-        };
-        let (layout_servers, sequencer, standbys, units, spares, left) = tokio::join!(
+        let all = |servers, kind| see_all(host, cluster, servers, kind, within);
+        let (layout_servers, sequencer, standbys, units, spares) = tokio::join!(
             biased;
             all(&layout.layout_servers, Kind::Layout),
             see(host, cluster, layout.sequencer.clone(), Kind::Sequencer, within),
             all(&layout.standbys, Kind::Sequencer),
             all(&layout.units, Kind::LogUnit),
             all(&layout.spares, Kind::LogUnit),
-            all(&layout.left, Kind::LogUnit),
         );
         Self {
             term: layout.term,
@@ -88,7 +75,6 @@ impl Sight {
             standbys,
             units,
             spares,
-            left,
             open: layout
                 .open_segment()
                 .chains
@@ -96,6 +82,15 @@ impl Sight {
                 .flat_map(|chain| chain.units.iter().copied())
                 .collect(),
         }
+    }
+
+    /// The log units that were left out of `layout` and may come back.
+    pub(crate) async fn of_those_who_left(
+        host: &Host,
+        layout: &Layout,
+        within: Duration,
+    ) -> Vec<Seen> {
+        see_all(host, layout.cluster, &layout.left, Kind::LogUnit, within).await
     }
 
     /// Whether a control client has something to do: a term is half done, a server was restarted, a disk failed, or nobody
@@ -148,6 +143,17 @@ impl Sight {
 /// A server whose disk failed or is full: a new term changes nothing about it.
 fn is_broken(seen: &Seen) -> bool {
     matches!(&seen.said, Ok(said) if matches!(said.state.as_str(), "failed" | "full"))
+}
+
+async fn see_all(
+    host: &Host,
+    cluster: ClusterId,
+    servers: &[Server],
+    kind: Kind,
+    within: Duration,
+) -> Vec<Seen> {
+    let servers = servers.iter().cloned();
+    join_all(servers.map(|server| see(host, cluster, server, kind, within))).await
 }
 
 async fn see(

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use milonga_host::{Host, Moment};
-use milonga_wire::{Identity, Kind, Layout, Payload, Server, Term, UnitRequest};
+use milonga_wire::{Identity, Kind, Layout, Server};
 
 use crate::log::Log;
-use crate::reconfigure::drive::{describe, make};
+use crate::reconfigure::drive::{describe, make, writing};
 use crate::reconfigure::heal::{heal_unattended, is_short};
 use crate::reconfigure::plan::Change;
 use crate::reconfigure::reset::reset_left_unit;
@@ -22,8 +22,9 @@ use crate::reconfigure::reset::reset_left_unit;
 const FIRST: Duration = Duration::from_millis(500);
 /// The longest pause between two tries; after that many in vain somebody else, or a later occasion, goes on.
 const LAST: Duration = Duration::from_secs(64);
-/// Tries in all: a client that its owner has dropped does not go on for ever.
-const TRIES: u32 = 64;
+/// For how long it is tried, beside twice the time that a unit must answer: a client that its owner has dropped does not go on
+/// for ever.
+const LIMIT: Duration = Duration::from_secs(300);
 /// The longest pause between two looks at a unit that left and answers.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -37,10 +38,9 @@ pub(crate) async fn attend(log: &Log) {
     let Host { clock, random, .. } = log.host();
     let mut pause = FIRST;
     let mut steady = BTreeMap::new();
-    for _ in 0..TRIES {
-        if pause > LAST {
-            return;
-        }
+    let began = clock.now();
+    let limit = log.options.steady.saturating_mul(2).saturating_add(LIMIT);
+    while pause <= LAST && clock.now().since(began) < limit {
         clock.sleep(random.jittered(pause)).await;
         let healed = heal_unattended(log, "the cluster was not at full strength").await;
         let returns = readmit(log, &mut steady).await;
@@ -49,7 +49,7 @@ pub(crate) async fn attend(log: &Log) {
             return;
         }
         pause = match healed {
-            _ if returns => LOOK.min(log.options.steady),
+            _ if returns => log.options.steady.clamp(FIRST, LOOK),
             Ok(Some(_)) => FIRST,
             Ok(None) => pause * 2,
             Err(error) => {
@@ -68,8 +68,8 @@ async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
     let now = log.host().clock.now();
     let layout = &known.layout;
     let answers = join_all(layout.left.iter().map(|unit| async move {
-        let is_well = is_well(log, unit, layout.term).await;
-        is_well.then_some(unit)
+        let writing = writing(log, unit, layout.term).await;
+        writing.is_some().then_some(unit)
     }));
     let answering: Vec<&Server> = answers.await.into_iter().flatten().collect();
     steady.retain(|identity, _| answering.iter().any(|unit| unit.identity == *identity));
@@ -85,25 +85,6 @@ async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
         }
     }
     !answering.is_empty()
-}
-
-/// Whether whoever is at the address of `unit` answers, and writes: there are disks that do everything but that. It may be on
-/// another directory by now.
-async fn is_well(log: &Log, unit: &Server, term: Term) -> bool {
-    let Ok(said) = describe(log, unit, Kind::LogUnit).await else {
-        return false;
-    };
-    if matches!(said.state.as_str(), "failed" | "full" | "draining") {
-        return false;
-    }
-    let unit = Server {
-        identity: said.identity,
-        incarnation: said.incarnation,
-        ..unit.clone()
-    };
-    let (calls, payload) = (&log.shared.calls, Payload::new());
-    let probed = calls.unit(&unit, term, UnitRequest::Probe, payload).await;
-    probed.is_ok()
 }
 
 /// Whether something is out of reach, damaged or lost, as far as the layout and its units say.

@@ -14,8 +14,8 @@ use milonga_host::{Moment, net};
 use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{
     Acceptance, Decided, Description, Identity, InvalidLayout, Kind, Layout, LayoutReply,
-    LayoutRequest, Origin, Position, Rank, Refusal, Sealed, SequencerReply, SequencerRequest,
-    Server, ServerName, Term, UnitReply, UnitRequest,
+    LayoutRequest, Origin, Payload, Position, Rank, Refusal, Sealed, SequencerReply,
+    SequencerRequest, Server, ServerName, Term, UnitReply, UnitRequest,
 };
 
 use crate::calls::{Failure, peer, unexpected};
@@ -576,6 +576,23 @@ pub(super) async fn describe(
     kind: Kind,
 ) -> Result<Description, Failure> {
     log.shared.calls.describe(&peer(server, kind)).await
+}
+
+/// Whoever is at the address of `unit`, if it answers, and writes: there are disks that do everything but that. It may be on
+/// another directory by now.
+pub(super) async fn writing(log: &Log, unit: &Server, term: Term) -> Option<Server> {
+    let said = describe(log, unit, Kind::LogUnit).await.ok()?;
+    if matches!(said.state.as_str(), "failed" | "full" | "draining") {
+        return None;
+    }
+    let unit = Server {
+        identity: said.identity,
+        incarnation: said.incarnation,
+        ..unit.clone()
+    };
+    let (calls, payload) = (&log.shared.calls, Payload::new());
+    let probed = calls.unit(&unit, term, UnitRequest::Probe, payload).await;
+    probed.is_ok().then_some(unit)
 }
 
 /// The server as it runs now, if its directory is still the one that the layout lists.

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
 use milonga_wire::limits::SPANS_MAX;
 use milonga_wire::{
     ConfirmedEnd, Decided, Identity, Kind, Layout, Payload, Position, Server, Span, Stripes,
@@ -20,7 +20,7 @@ use milonga_wire::{
 
 use crate::chain::{Found, OneChain};
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, describe, make};
+use crate::reconfigure::drive::{ChangeError, describe, make, writing};
 use crate::reconfigure::plan::Change;
 
 /// Positions that one step of a copy covers at most.
@@ -134,14 +134,15 @@ async fn heal_what(
 ) -> Result<Option<Arc<Decided>>, ChangeError> {
     let mut newest = log.shared.layouts.read().await?.decided;
     let mut healed = None;
-    if may_take_spares(&newest.layout) {
+    if may_take_spares(&newest.layout) && has_ready_spare(log, &newest.layout).await {
         let spares = Change {
             heal: true,
             ..Change::default()
         };
+        let before = strength(&newest.layout);
         let decided = make(log, newest.layout.term, &spares, why).await?;
         newest = (*decided).clone();
-        healed = Some(decided);
+        healed = (strength(&newest.layout) > before).then_some(decided);
     }
     let layout = &newest.layout;
     let (mut list, mut failed) = (vec![], None);
@@ -165,6 +166,21 @@ async fn heal_what(
         healed = Some(make(log, layout.term, &listed, why).await?);
     }
     failed.map_or(Ok(healed), Err)
+}
+
+/// Whether a spare writes. A term for one that does not would change nothing, and another would follow it.
+async fn has_ready_spare(log: &Log, layout: &Layout) -> bool {
+    let ready = join_all(layout.spares.iter().map(|spare| async move {
+        let there = writing(log, spare, layout.term).await;
+        there.is_some_and(|there| there.identity == spare.identity)
+    }));
+    ready.await.contains(&true)
+}
+
+/// How many places of the open chains are taken.
+fn strength(layout: &Layout) -> usize {
+    let open = &layout.open_segment().chains;
+    open.iter().map(|chain| chain.units.len()).sum()
 }
 
 /// Whether nobody copies to the unit of `gap`, as far as can be seen in a moment.

@@ -332,6 +332,35 @@ async fn a_unit_that_left_comes_back_as_another_one_and_gets_everything() {
     assert_eq!(names(&cluster.layout().left), Vec::<String>::new());
 }
 
+/// For a spare that does not write no term is made, however short the chain is: there would be no end of them.
+#[tokio::test(start_paused = true)]
+async fn a_spare_that_is_down_or_cannot_write_makes_no_term() {
+    for is_down in [true, false] {
+        let cluster = Cluster::new(1, 3, 1);
+        let (log, _) = with_spare(&cluster).await;
+        fill_up(&log, 0, 5).await;
+        cluster.rule(move |server, request| match server {
+            "u-01" => Some(Fault::Down),
+            "s-0" if is_down => Some(Fault::Down),
+            "s-0" if ["seal", "probe"].contains(&request.verb()) => {
+                let why = "the cable is out".to_owned();
+                Some(Fault::Refuse(Refusal::DiskFailed { why }))
+            }
+            _ => None,
+        });
+        fill_up(&log, 5, 8).await;
+        assert_eq!(open(&cluster), ["u-00", "u-02"]);
+        let before = cluster.layout().term;
+
+        attend(&log).await;
+
+        assert_eq!(cluster.layout().term, before);
+        cluster.heal();
+        attend(&log).await;
+        assert!(open(&cluster).contains(&"s-0".to_owned()));
+    }
+}
+
 /// How long it must have answered is said by whoever looks after the cluster.
 #[tokio::test(start_paused = true)]
 async fn a_unit_that_left_comes_back_after_the_time_that_was_asked_for() {
@@ -351,6 +380,8 @@ async fn a_unit_that_left_comes_back_after_the_time_that_was_asked_for() {
         let within = clock.within(short * 5, attend(&log)).await;
         assert_eq!(within.is_ok(), steady == short);
         assert_eq!(cluster.layout().left.is_empty(), steady == short);
+        attend(&log).await;
+        assert!(cluster.layout().left.is_empty());
     }
 }
 

@@ -28,8 +28,20 @@ impl Load {
     /// Work that ended `now` after it took so long.
     pub(super) fn note(&mut self, now: Moment, took: Duration) {
         self.turn(now);
-        let here = slot(self.second);
-        self.took[here] += took;
+        let whole = Duration::from_secs(1);
+        let mut second = self.second;
+        let mut here = now.since(self.began).saturating_sub(whole * second as u32);
+        let mut rest = took;
+        loop {
+            let part = rest.min(here);
+            self.took[slot(second)] += part;
+            rest -= part;
+            let oldest = self.second.saturating_sub(SECONDS as u64 - 1);
+            if rest.is_zero() || second == oldest {
+                return;
+            }
+            (second, here) = (second - 1, whole);
+        }
     }
 
     /// Per mille of the last seconds, the one under way not counted unless it is the first.
@@ -90,5 +102,11 @@ mod tests {
         load.note(at(25_600), Duration::from_secs(60));
         assert_eq!(load.per_mille(at(26_000)), 1_000);
         assert_eq!(load.per_mille(at(99_000)), 0);
+        load.note(at(99_100), Duration::from_secs(3));
+        assert_eq!(
+            load.per_mille(at(99_100)),
+            2_900 / 9,
+            "it counts for the seconds it took"
+        );
     }
 }

@@ -111,9 +111,10 @@ impl Status {
         };
         let layout = &decided.layout;
         let quick = log.with_deadline(ANSWER);
-        let (sight, end, settled) = tokio::join!(
+        let (sight, left, end, settled) = tokio::join!(
             biased;
             Sight::of(log.host(), layout, ANSWER),
+            Sight::of_those_who_left(log.host(), layout, ANSWER),
             quick.end(),
             quick.settled()
         );
@@ -148,7 +149,7 @@ impl Status {
             segments: segments(layout),
             units: rows(&sight.units),
             spares: sight.spares.iter().map(Row::of_spare).collect(),
-            left: sight.left.iter().map(Left::of).collect(),
+            left: left.iter().map(Left::of).collect(),
             lost: layout
                 .lost
                 .iter()
@@ -327,7 +328,7 @@ impl Left {
             ),
             Ok(_) => (
                 "answers again".to_owned(),
-                "it comes back by itself, empty, when it has answered for a while",
+                "it comes back by itself, empty, when it has answered and written for a while and nothing is missing that it may hold",
             ),
         };
         let Server { name, address, .. } = &seen.listed;

@@ -90,6 +90,10 @@ fn pid(entry: &serde_json::Value) -> Option<Pid> {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        // One that has ended has given its number back.
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid {
             let _ = kill_process(pid, Signal::TERM);
