@@ -15,8 +15,9 @@
 //! - U3 The first entry made durable at a position stays until trimmed. A piece is all or nothing, a refused request is nothing.
 //! - U4 Only what is durable is read, counted, or told.
 //! - U5 Unknown is never called unwritten, and nothing but a copy decides it.
-//! - U6 A unit takes entries and junk only in a term that was announced to it. From the start announced first it is a member:
-//!   what it lacks there was never written. Below, what it lacks is unknown.
+//! - U6 A unit takes entries and junk only in a term that was announced to it, and takes an announcement only if it is blank,
+//!   or was sealed since its process started. From the start announced first it is a member: what it lacks there was never
+//!   written. Below, what it lacks is unknown.
 //! - U7 A write lies at most a window above the larger of the unit's end and the announced start; a fill also below the
 //!   end it names; a copy below the announced start.
 //! - U8 The trim point never falls, and never passes the settled mark that the request names, or what the unit knows of.
@@ -73,6 +74,8 @@ pub struct Asked {
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 struct State {
     term: Term,
+    /// Whether a seal reached this process start.
+    sealed: bool,
     announced: Option<(Term, Position)>,
     member_from: Option<Position>,
     trimmed: Position,
@@ -143,6 +146,7 @@ impl Unit {
             entry_bytes_max,
             state: State {
                 term: durable.term,
+                sealed: false,
                 announced: None,
                 member_from: None,
                 trimmed: durable.trimmed,
@@ -440,6 +444,7 @@ fn seal(batch: &mut Batch, term: Term, confirmed: bool) -> Result<(), Refusal> {
         let asked = term;
         return Err(Refusal::TermJump { asked, current });
     }
+    batch.state.sealed = true;
     if term > current {
         batch.state.term = term;
         batch.state.blank = false;
@@ -456,7 +461,14 @@ fn announce(batch: &mut Batch, term: Term, start: Position) -> Result<UnitReply,
             let why = format!("term {term} was announced to open at {earlier}, not {start}");
             return Err(Refusal::malformed(why));
         }
-        Some(_) | None => {}
+        Some((announced, _)) if announced == term => {}
+        Some(_) | None if batch.state.blank || batch.state.sealed => {}
+        Some(_) | None => {
+            let why = format!(
+                "this process start was not sealed in term {term}, so no layout of it lists it; a new term must"
+            );
+            return Err(Refusal::malformed(why));
+        }
     }
     if batch.state.blank {
         batch.state.blank = false;

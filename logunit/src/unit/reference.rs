@@ -25,6 +25,8 @@ pub(super) struct Reference {
     pub(super) incarnation: Incarnation,
     pub(super) entry_bytes_max: u32,
     pub(super) term: Term,
+    pub(super) blank: bool,
+    pub(super) sealed: bool,
     pub(super) announced: Option<(Term, Position)>,
     pub(super) member_from: Option<Position>,
     pub(super) trimmed: Position,
@@ -42,6 +44,8 @@ impl Reference {
             incarnation: Incarnation(0),
             entry_bytes_max,
             term: Term(0),
+            blank: true,
+            sealed: false,
             announced: None,
             member_from: None,
             trimmed: Position(0),
@@ -55,7 +59,7 @@ impl Reference {
 
     pub(super) fn restart(&mut self, incarnation: Incarnation) {
         self.incarnation = incarnation;
-        (self.announced, self.member_from) = (None, None);
+        (self.announced, self.member_from, self.sealed) = (None, None, false);
         self.failed = false;
     }
 
@@ -100,6 +104,8 @@ impl Reference {
                         current,
                     });
                 }
+                self.blank &= term == self.term;
+                self.sealed = true;
                 self.term = term;
                 Ok(None)
             }
@@ -111,6 +117,10 @@ impl Reference {
                 {
                     return Err(Refusal::malformed(""));
                 }
+                if !(self.blank || self.sealed || self.announced.is_some()) {
+                    return Err(Refusal::malformed(""));
+                }
+                self.blank = false;
                 self.announced = Some((term, *start));
                 self.member_from = self.member_from.or(Some(*start));
                 Ok(Some(UnitReply::Announced))
@@ -122,6 +132,7 @@ impl Reference {
                 if *to > self.trimmed && *to > limit {
                     return Err(Refusal::Unsettled { asked: *to, limit });
                 }
+                self.blank &= *to <= self.trimmed && limit <= self.settled;
                 self.trimmed = self.trimmed.max(*to);
                 self.settled = self.settled.max(limit);
                 self.things = self.things.split_off(&self.trimmed);

@@ -454,6 +454,26 @@ fn a_failed_commit_refuses_the_whole_batch_and_every_command_after_it() {
     assert_eq!(rig.put(1, 1), written(&[STORED]));
 }
 
+/// U6, H15: an announcement is no way around the seal in which a restarted unit says what it holds. Whoever may announce and
+/// knows the new process start, which every server tells, would make "never written" of what it lost.
+#[test]
+fn a_restarted_unit_is_announced_to_only_after_a_seal() {
+    let mut rig = Rig::member();
+    rig.put(0, 0).unwrap();
+    let announce = |start| Command::Announce {
+        start: Position(start),
+    };
+    assert_eq!(rig.one(0, announce(0)), Ok(UnitReply::Announced), "again");
+    rig.restart();
+    let refused = rig.one(0, announce(0));
+    assert!(
+        matches!(refused, Err(Refusal::Malformed { .. })),
+        "{refused:?}"
+    );
+    rig.one(1, Command::Seal).unwrap();
+    assert_eq!(rig.one(1, announce(1)), Ok(UnitReply::Announced));
+}
+
 /// U5, U6, H15, H16: `BookKeeper` #2612.
 #[test]
 fn a_restarted_unit_says_unknown_of_what_it_lacks_below_its_membership() {
