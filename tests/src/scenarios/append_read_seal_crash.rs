@@ -41,7 +41,8 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
             layout: cluster.layout.clone(),
             stop: Arc::new(AtomicBool::new(false)),
             processes: Arc::new(AtomicU64::new(1)),
-            trims: random.below(3) == 0,
+            // A disk that lies forgets trims, too, and nobody tells its unit again.
+            trims: random.below(3) == 0 && !profile.lying,
         };
         world.trouble(profile.network.clone());
         let mut clients = vec![];
