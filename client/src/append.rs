@@ -531,9 +531,6 @@ async fn write_piece(
             Ok(Err(error)) => !chain.is_untouched(error),
             Ok(Ok(_)) | Err(_) => true,
         };
-        if let Ok(Err(error)) = &written {
-            log.note_full(&chain, error);
-        }
         let written = match written {
             Ok(written) => written,
             Err(why) => return Box::pin(resolve(log, patience, piece, Some(why))).await,

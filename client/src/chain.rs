@@ -23,6 +23,7 @@ use milonga_wire::{
 };
 
 use crate::calls::{Calls, Failure, unexpected};
+use crate::full::FullUnits;
 use crate::lost::declared;
 
 /// Bytes of piece heads in one push, about: far below what a frame's head may take.
@@ -95,6 +96,7 @@ pub(crate) struct OneChain<'a> {
     pub(crate) calls: &'a Calls,
     pub(crate) layout: &'a Layout,
     pub(crate) chain: &'a Chain,
+    pub(crate) full: &'a FullUnits,
 }
 
 impl<'a> OneChain<'a> {
@@ -152,11 +154,14 @@ impl<'a> OneChain<'a> {
             } else {
                 WriteKind::Follow
             };
-            let outcomes = self
+            let put = self
                 .put(unit, kind, vec![piece.clone()], payload.clone())
-                .await?;
-            match outcomes.first() {
-                Some(WriteOutcome::Stored) => {}
+                .await;
+            if index > 0 {
+                self.full.note(unit, &put);
+            }
+            match put?.first() {
+                Some(WriteOutcome::Stored | WriteOutcome::InReserve) => {}
                 Some(WriteOutcome::Taken { position, .. }) if index == 0 => {
                     return Ok(Written::Lost {
                         position: *position,
@@ -489,7 +494,7 @@ impl<'a> OneChain<'a> {
         }
         for outcome in self.put(unit, kind, pieces, payload).await? {
             match outcome {
-                WriteOutcome::Stored => {}
+                WriteOutcome::Stored | WriteOutcome::InReserve => {}
                 WriteOutcome::Taken { position, .. } => return Err(self.diverged(unit, position)),
             }
         }

@@ -1,14 +1,15 @@
-//! Units below a head that had no room.
+//! Units below a head that have no room for more.
 //!
 //! A head whose disk is full refuses a record before anybody has it. A unit below it learns of the record when the head has it
-//! already: the append ends unknown, and what it took of the head's disk is of no use to anybody. So a client that met such a
-//! unit asks it first from then on, until it has room for new records again; what it refuses then is proved to be nowhere.
+//! already: it takes it from its reserve and says so, and refuses it once that is used up, which ends the append unknown.
+//! So a client that heard either asks such a unit first from then on, until it has room for new records again; what it
+//! refuses then is proved to be nowhere.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use milonga_wire::{Identity, Kind, Refusal, Server};
+use milonga_wire::{Identity, Kind, Refusal, Server, WriteOutcome};
 
 use crate::calls::peer;
 use crate::chain::{ChainError, OneChain};
@@ -37,6 +38,18 @@ impl FullUnits {
         self.any.store(!units.is_empty(), Ordering::Relaxed);
     }
 
+    /// Remembers `unit`, which is not a head, if what it said to a write shows that it has no room for more.
+    pub(crate) fn note(&self, unit: &Server, said: &Result<Vec<WriteOutcome>, ChainError>) {
+        let is_full = match said {
+            Ok(outcomes) => outcomes.contains(&WriteOutcome::InReserve),
+            Err(ChainError::Unit(failure)) => failure.refusal() == Some(&Refusal::DiskFull),
+            Err(_) => false,
+        };
+        if is_full {
+            self.set(unit, true);
+        }
+    }
+
     /// Whether there are any.
     pub(crate) fn any(&self) -> bool {
         self.any.load(Ordering::Relaxed)
@@ -48,18 +61,7 @@ impl FullUnits {
 }
 
 impl Log {
-    /// Remembers the unit below the head of `chain` that refused a write for want of room, if that is what `error` is.
-    pub(crate) fn note_full(&self, chain: &OneChain<'_>, error: &ChainError) {
-        if let ChainError::Unit(failure) = error
-            && failure.refusal() == Some(&Refusal::DiskFull)
-            && let Some(name) = failure.server()
-            && let Some(unit) = chain.below_head().find(|unit| unit.name == name)
-        {
-            self.shared.full.set(unit, true);
-        }
-    }
-
-    /// Why nothing should be decided on `chain` now: a unit below its head had no room, and still says so. Whoever says
+    /// Why nothing should be decided on `chain` now: a unit below its head has no room, and still says so. Whoever says
     /// anything else, or nothing, is left to the write itself.
     pub(crate) async fn full_below_head(&self, chain: &OneChain<'_>) -> Option<Unavailable> {
         let full = &self.shared.full;

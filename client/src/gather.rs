@@ -121,8 +121,7 @@ pub(crate) async fn append(
         tell,
     };
     if log.shared.gathering.add(&kind, member) {
-        let worker = log.clone();
-        log.shared.host.tasks.spawn(work(worker, kind));
+        log.background(|log| work(log, kind));
     }
     told.await.unwrap_or_else(|_| {
         Err(AppendError::Unknown {

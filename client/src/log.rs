@@ -1,5 +1,6 @@
 //! A client's hold on the log: what all its operations share, and how it carries on after trouble.
 
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,6 +11,8 @@ use milonga_wire::{
     Address, Caller, Chain, ConfirmedEnd, Decided, Layout, LayoutRequest, Position, Report, Role,
     SequencerReply, SequencerRequest, Session, Span, StreamId, StreamLink, Term,
 };
+use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::calls::{Calls, Failure, unexpected};
 use crate::chain::OneChain;
@@ -48,11 +51,15 @@ pub struct End {
 pub struct Log {
     pub(crate) shared: Arc<Shared>,
     pub(crate) options: Arc<Options>,
+    /// None in background work, which ends when nobody else is left.
+    _user: Option<Arc<DropGuard>>,
 }
 
 /// What all clones share.
 pub(crate) struct Shared {
     pub(crate) host: Host,
+    /// Cancelled when nobody uses this client any more.
+    unused: CancellationToken,
     pub(crate) caller: Caller,
     pub(crate) calls: Calls,
     pub(crate) layouts: Layouts,
@@ -66,7 +73,7 @@ pub(crate) struct Shared {
     /// A moving average of what an append or read takes, in microseconds: how long a hole is left to its writer.
     latency_us: AtomicU64,
     /// One mend at a time.
-    mending: tokio::sync::Mutex<()>,
+    mending: Arc<tokio::sync::Mutex<()>>,
     /// How many attempts to mend have ended.
     mended: AtomicU64,
     pub(crate) changes: reconfigure::Changes,
@@ -91,8 +98,11 @@ impl Log {
         let calls = Calls::new(host.clone(), caller.cluster, options.call);
         let layouts = Layouts::new(calls.clone(), layout_servers);
         let session = Session(host.random.id());
+        let unused = CancellationToken::new();
+        let user = Arc::new(unused.clone().drop_guard());
         let shared = Shared {
             host,
+            unused,
             caller,
             calls,
             layouts,
@@ -102,7 +112,7 @@ impl Log {
             confirmed: Mutex::new(None),
             marks: Marks::default(),
             latency_us: AtomicU64::new(2_000),
-            mending: tokio::sync::Mutex::new(()),
+            mending: Arc::default(),
             mended: AtomicU64::new(0),
             changes: reconfigure::Changes::default(),
             relays: tokio::sync::Semaphore::new(reconfigure::RELAYS_MAX),
@@ -116,15 +126,33 @@ impl Log {
         Self {
             shared: Arc::new(shared),
             options: Arc::new(options),
+            _user: Some(user),
         }
     }
 
     /// The same client with other waits and bounds.
     pub fn with_options(&self, options: Options) -> Self {
         Self {
-            shared: Arc::clone(&self.shared),
             options: Arc::new(options),
+            ..self.clone()
         }
+    }
+
+    /// Starts `work` in the background. It ends where it waits next when this client's users have all dropped it.
+    pub(crate) fn background<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        work: impl FnOnce(Self) -> F,
+    ) {
+        let log = Self {
+            _user: None,
+            ..self.clone()
+        };
+        let unused = self.shared.unused.clone();
+        let work = work(log);
+        let tasks = &self.shared.host.tasks;
+        tasks.spawn(async move {
+            unused.run_until_cancelled(work).await;
+        });
     }
 
     /// The same client with another deadline for each operation.
@@ -317,6 +345,7 @@ impl Log {
             calls: &self.shared.calls,
             layout,
             chain,
+            full: &self.shared.full,
         }
     }
 
@@ -410,27 +439,47 @@ impl Log {
             .is_some_and(|known| known.layout.term > term)
     }
 
-    /// Reads the newest layout; if it is still that of `term`, and this client may, finishes or replaces it. One at a
-    /// time: who waited for another's attempt tries its own operation again first. Gives up when `patience` ends; whatever
-    /// was done by then stands, and the next one goes on from there.
+    /// Reads the newest layout; if it is still that of `term`, and this client may, finishes or replaces it.
     async fn mend(&self, patience: &Patience, term: Term, failure: &Failure) {
-        let limit = patience.left().max(self.grace());
-        let mended = self.shared.mended.load(Ordering::Relaxed);
-        let attempt = async {
-            let _one_at_a_time = self.shared.mending.lock().await;
-            if self.is_newer_than(term) || self.shared.mended.load(Ordering::Relaxed) != mended {
-                return;
-            }
-            if let Err(error) = self.look_and_mend(term, failure).await {
+        let failure = failure.clone();
+        let attempt = move |log: Self| async move {
+            if let Err(error) = log.look_and_mend(term, &failure).await {
                 tracing::debug!(%error, "could not mend");
             }
-            self.shared.mended.fetch_add(1, Ordering::Relaxed);
-            if self.options.mend {
-                self.attend();
+            if log.options.mend {
+                log.attend();
             }
         };
-        if self.shared.host.clock.within(limit, attempt).await.is_err() {
-            tracing::debug!(%term, "mending took longer than the operation may");
+        self.attempt(patience, term, attempt).await;
+    }
+
+    /// Makes `attempt` at a change of the layout of `term`. One at a time: who waited for another's attempt tries its own
+    /// operation again first. It is waited for until `patience` ends, and goes on then: a term that was sealed and not
+    /// decided stops everybody, whatever became of the operation that began it.
+    async fn attempt<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        patience: &Patience,
+        term: Term,
+        attempt: impl FnOnce(Self) -> F + Send + 'static,
+    ) {
+        let shared = &self.shared;
+        let limit = patience.left().max(self.grace());
+        let made = shared.mended.load(Ordering::Relaxed);
+        let waited = shared.host.clock.within(limit, async {
+            let alone = shared.mending.clone().lock_owned().await;
+            if self.is_newer_than(term) || shared.mended.load(Ordering::Relaxed) != made {
+                return;
+            }
+            let (done, ended) = oneshot::channel::<()>();
+            self.background(|log| async move {
+                attempt(log.clone()).await;
+                log.shared.mended.fetch_add(1, Ordering::Relaxed);
+                drop((alone, done));
+            });
+            let _ = ended.await;
+        });
+        if waited.await.is_err() {
+            tracing::debug!(%term, "the attempt takes longer than the operation may, and goes on");
         }
     }
 
@@ -484,8 +533,7 @@ impl Log {
         {
             return;
         }
-        let log = self.clone();
-        self.shared.host.tasks.spawn(async move {
+        self.background(|log| async move {
             reconfigure::attend(&log).await;
             log.shared.attending.store(false, Ordering::Relaxed);
         });
@@ -502,16 +550,13 @@ impl Log {
             && self.may(Role::Control)
             && open.is_some_and(|known| known.layout.term == term)
         {
-            let why = "an entry of the open segment is damaged";
-            let same = reconfigure::Change::default();
-            let change = reconfigure::make(self, term, &same, why);
-            let changed = self
-                .shared
-                .host
-                .clock
-                .within(patience.left().max(self.grace()), change)
-                .await;
-            tracing::debug!(?changed, %span, "a later term restores what is damaged");
+            let change = move |log: Self| async move {
+                let why = "an entry of the open segment is damaged";
+                let same = reconfigure::Change::default();
+                let changed = reconfigure::make(&log, term, &same, why).await;
+                tracing::debug!(?changed, %span, "a later term restores what is damaged");
+            };
+            self.attempt(patience, term, change).await;
             return;
         }
         self.report(Report::Holes {

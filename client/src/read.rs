@@ -292,7 +292,7 @@ impl Log {
         }
         let is_hole = |end: ConfirmedEnd| mark < end.end;
         if self.options.settle && self.confirmed(layout.term).is_some_and(is_hole) {
-            self.host().tasks.spawn(self.clone().push_mark(key, mark));
+            self.background(|log| log.push_mark(key, mark));
         } else {
             marks.pushed(key);
         }

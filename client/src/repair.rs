@@ -198,7 +198,7 @@ impl Log {
         }
         tracing::warn!(unit = %unit.name, first = %spans[0], "records are damaged");
         let server = unit.name.clone();
-        self.host().tasks.spawn(self.clone().care(server, spans));
+        self.background(|log| log.care(server, spans));
     }
 
     /// In a box: mending reads, and reading mends.

@@ -28,7 +28,7 @@ use tokio::sync::{Semaphore, oneshot};
 use self::layout::{LayoutServer, LayoutServers};
 use self::replies::{described, wrong_kind};
 pub(crate) use self::unit::Slot;
-use self::{sequencer::Sequencer, unit::Unit};
+use self::{sequencer::Sequencer, unit::Room, unit::Unit};
 use crate::log::Log;
 use crate::options::Options;
 use crate::reconfigure;
@@ -297,9 +297,24 @@ impl Cluster {
         self.unit(unit, |unit| unit.damage(Position(position)));
     }
 
+    /// `unit` does not know of its last trim any more, as after a restart on a disk that lied about it.
+    pub(crate) fn forget_trim(&self, unit: &str) {
+        self.unit(unit, Unit::forget_trim);
+    }
+
+    pub(crate) fn trimmed(&self, unit: &str) -> Position {
+        self.unit(unit, |unit| unit.trimmed())
+    }
+
     /// `unit` has no room for records any more, or has some again.
     pub(crate) fn full(&self, unit: &str, is_full: bool) {
-        self.unit(unit, |unit| unit.full = is_full);
+        let room = if is_full { Room::None } else { Room::Plenty };
+        self.unit(unit, |unit| unit.room = room);
+    }
+
+    /// `unit` has only its reserve left.
+    pub(crate) fn in_reserve(&self, unit: &str) {
+        self.unit(unit, |unit| unit.room = Room::Reserve);
     }
 
     fn unit<T>(&self, name: &str, act: impl FnOnce(&mut Unit) -> T) -> T {
@@ -482,7 +497,8 @@ impl State {
                         spoken,
                         unit.damaged(),
                     );
-                    if let (true, Reply::Described(said)) = (unit.full, &mut reply) {
+                    if let (true, Reply::Described(said)) = (unit.room != Room::Plenty, &mut reply)
+                    {
                         said.state = "full".to_owned();
                     }
                     Ok((reply, payload))

@@ -949,6 +949,8 @@ async fn watch_deadlines(
         let quiet = listened.quiet(now, is_asked, stats.udp_rx.datagrams);
         if quiet >= silence.max(stats.path.rtt * 8) {
             link.retired.store(true, Ordering::Relaxed);
+            let (peer, rtt) = (link.connection.remote_address(), stats.path.rtt);
+            tracing::debug!(%peer, ?quiet, ?rtt, "nothing was heard");
             lane.fail(&"nothing was heard from it, not even that it got what it was sent".into());
             Close::Silent.connection(&link.connection, "no sign of life");
             return;

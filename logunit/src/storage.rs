@@ -80,7 +80,9 @@ pub struct Durable {
 pub enum Room {
     /// Nothing more can be written.
     None,
-    /// Only the reserve: for what is decided already, fills, seals and trims.
+    /// The end of the reserve: for fills, seals and trims. A position that ends as junk holds up nobody.
+    Little,
+    /// Only the reserve: for what is decided already, too.
     Reserve,
     /// Enough.
     Plenty,

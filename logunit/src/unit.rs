@@ -23,7 +23,7 @@
 //! - U8 The trim point never falls, and never passes the settled mark that the request names, or what the unit knows of.
 //! - U9 After a failed commit no command is taken until the next process start, and nothing absent is called unwritten.
 //! - U10 To a request of an older term a read gives only entries of that term or an earlier one, and trimmed.
-//! - U11 A full disk refuses what decides first; reads, trims and seals go on.
+//! - U11 A full disk refuses what decides first, then what follows, then fills; reads, trims and seals go on.
 //! - U12 A reset ends the identity it names, and only one that no layout of the request's term was announced to. Nothing
 //!   that was meant for the old identity is answered by the new one.
 //!

@@ -353,6 +353,13 @@ fn a_full_disk_keeps_a_reserve_and_recovers() {
         reserve += 1_000;
     }
     assert!(reserve > FILE_BYTES / 2, "{reserve}");
+    assert_eq!(store.room(), Room::Little);
+    let mut little = 0_u64;
+    while store.room() == Room::Little {
+        write(&mut store).unwrap();
+        little += 1_000;
+    }
+    assert!(little > FILE_BYTES / 4, "{little}");
     while write(&mut store).is_ok() {}
     assert_eq!(write(&mut store), Err(CommitError::Full));
     assert_eq!(store.room(), Room::None);

@@ -364,6 +364,7 @@ async fn a_unit_behind_a_slow_link_is_not_left_out() {
             return;
         };
         load.goes_on(20).await;
+        assert!(link.carried() > 100, "{}", link.carried());
         drop(link);
         load.goes_on(20).await;
     }
@@ -396,6 +397,7 @@ async fn clients_behind_a_slow_and_lossy_link_append_and_read_and_change_nothing
         load.told().is_in(&reader).await;
     }
     assert_eq!(field.layouts(), before);
+    assert!(link.carried() > 100, "{}", link.carried());
     drop(link);
     load.goes_on(20).await;
     let told = load.stop();

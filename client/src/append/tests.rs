@@ -372,6 +372,23 @@ async fn a_unit_below_the_head_that_is_full_is_asked_before_more_is_decided() {
     }
 }
 
+/// 3.8: a unit below the head takes what its head has into its reserve, and is asked from then on: nothing is left half
+/// written, and the reserve stays for others.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_has_its_reserve_left_takes_what_is_under_way_and_is_asked_before_more() {
+    let cluster = Cluster::new(1, 3, 1);
+    let log = cluster.client(Role::Writer);
+    cluster.in_reserve("u-02");
+
+    assert_eq!(log.append("a", &[]).await.unwrap(), Position(0));
+    let next = log.append("b", &[]).await;
+    assert!(
+        matches!(&next, Err(AppendError::NotAppended { why }) if why.to_string().contains("u-02")),
+        "{next:?}"
+    );
+    assert_eq!(cluster.slot("u-00", 1), None);
+}
+
 /// C2: below the head something else is found. Nothing was acknowledged, and nobody carries on as if it was.
 #[tokio::test(start_paused = true)]
 async fn a_chain_that_diverged_is_reported_and_never_acknowledged() {

@@ -1,10 +1,11 @@
 //! What a client does after trouble, on a cluster in memory.
 
-use milonga_wire::{Refusal, Term, WriteKind};
+use milonga_wire::{Refusal, Request, Term, WriteKind};
 
 use super::*;
+use crate::append::AppendError;
 use crate::entry::Kind;
-use crate::testing::{Cluster, Fault, is_write, once};
+use crate::testing::{Cluster, Fault, Gate, is_write, once};
 
 /// What a sequencer issued in vain vanishes with its term; a session is never told a lower end for it.
 #[tokio::test(start_paused = true)]
@@ -106,6 +107,43 @@ async fn a_writer_waits_and_reports_until_somebody_mends() {
     assert_eq!(cluster.count(|seen| seen.request.verb() == "seal"), 0);
     cluster.next_term().await;
     assert_eq!(waiting.await.unwrap().unwrap(), Position(1));
+}
+
+/// A term that is sealed and not decided stops everybody: it is gone through with, although the operation that began it has
+/// ended.
+#[tokio::test(start_paused = true)]
+async fn a_change_goes_on_when_the_operation_that_began_it_has_ended() {
+    let cluster = Cluster::new(1, 2, 1);
+    let deadline = Duration::from_millis(100);
+    let hurried = Options {
+        deadline,
+        ..Options::default()
+    };
+    let log = cluster.client_with(Role::Control, hurried);
+    let writer = cluster.client(Role::Writer);
+    writer.append("a", &[]).await.unwrap();
+    cluster.restart_sequencer("q-0");
+    let gate = Gate::new();
+    let held = gate.clone();
+    cluster.rule(move |_, request| {
+        let is_proposal = matches!(request, Request::Layout(LayoutRequest::Propose { .. }));
+        is_proposal.then(|| Fault::Hold(held.clone()))
+    });
+
+    let ended = log.append("b", &[]).await;
+    assert!(
+        matches!(
+            &ended,
+            Err(AppendError::NotAppended {
+                why: Unavailable::Deadline { .. }
+            })
+        ),
+        "{ended:?}"
+    );
+    assert_eq!(cluster.layout().term, Term(0));
+    gate.arrived().await;
+    gate.open();
+    assert_eq!(writer.append("c", &[]).await.unwrap(), Position(1));
 }
 
 /// A sequencer that is gone for good: its standby takes over.
@@ -241,4 +279,25 @@ async fn an_end_that_nobody_confirms_is_not_told() {
         matches!(unknown, Err(Unavailable::Deadline { .. })),
         "{unknown:?}"
     );
+}
+
+/// Background work lasts as long as somebody uses the client.
+#[tokio::test(start_paused = true)]
+async fn background_work_ends_when_the_last_user_drops_the_client() {
+    let cluster = Cluster::new(1, 1, 1);
+    let log = cluster.client(Role::Control);
+    let (held, mut dropped) = oneshot::channel::<()>();
+    log.background(|log| async move {
+        let _held = (held, log);
+        std::future::pending().await;
+    });
+    let other = log.clone();
+    drop(log);
+    other.append("a", &[]).await.unwrap();
+    assert_eq!(dropped.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+
+    let clock = other.host().clock.clone();
+    drop(other);
+    let dropped = clock.within(Duration::from_secs(1), dropped).await;
+    dropped.expect("the work has ended").unwrap_err();
 }

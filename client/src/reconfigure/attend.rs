@@ -22,8 +22,7 @@ use crate::reconfigure::reset::reset_left_unit;
 const FIRST: Duration = Duration::from_millis(500);
 /// The longest pause between two tries; after that many in vain somebody else, or a later occasion, goes on.
 const LAST: Duration = Duration::from_secs(64);
-/// For how long it is tried, beside twice the time that a unit must answer: a client that its owner has dropped does not go on
-/// for ever.
+/// For how long it is tried, beside twice the time that a unit must answer; a later occasion goes on.
 const LIMIT: Duration = Duration::from_secs(300);
 /// The longest pause between two looks at a unit that left and answers.
 const LOOK: Duration = Duration::from_secs(5);

@@ -5,16 +5,16 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX};
 use milonga_wire::{
-    Before, BootstrapPage, Decided, Kind, Layout, Position, SequencerReply, SequencerRequest,
-    Server, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
+    Before, BootstrapPage, Decided, Kind, Layout, Payload, Position, SequencerReply,
+    SequencerRequest, Server, Span, StreamId, StreamTail, Term, UnitReply, UnitRequest,
 };
 
 use crate::calls::{Failure, unexpected};
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, answers_soon, is_closed_only, is_over};
+use crate::reconfigure::drive::{ChangeError, answers_soon, describe, is_closed_only, is_over};
 use crate::reconfigure::reach::{Far, Reach};
 use crate::reconfigure::servers;
 
@@ -69,10 +69,10 @@ async fn put_to_work(log: &Log, decided: &Decided, far: &Far) -> Result<(), Chan
     if let Some(tails) = tails? {
         bootstrap(log, reach, decided, tails).await?;
     }
-    let (restorer, decided) = (log.clone(), decided.clone());
-    log.host()
-        .tasks
-        .spawn(async move { restore_lacking(&restorer, &decided.layout).await });
+    let layout = layout.clone();
+    log.background(|log| async move {
+        join(raise_trims(&log, &layout), restore_lacking(&log, &layout)).await;
+    });
     Ok(())
 }
 
@@ -234,6 +234,30 @@ fn merge(into: &mut Before, other: Before) {
         }
         (Before::Unknown, _) => {}
         (_, Before::Unknown) => *into = Before::Unknown,
+    }
+}
+
+/// Tells the units of `layout` that lie below it the highest trim point of any: a trim that some never heard of, or that a
+/// disk forgot, is finished. Who does not answer now is told by the next term, or by whoever repeats the trim.
+async fn raise_trims(log: &Log, layout: &Layout) {
+    let told = layout.units.iter().map(|unit| async move {
+        let said = describe(log, unit, Kind::LogUnit).await.ok()?;
+        (said.identity == unit.identity).then_some((unit, said.trimmed))
+    });
+    let told: Vec<(&Server, Position)> = join_all(told).await.into_iter().flatten().collect();
+    let Some(highest) = told.iter().map(|(_, trimmed)| *trimmed).max() else {
+        return;
+    };
+    let below = told.into_iter().filter(|(_, trimmed)| *trimmed < highest);
+    join_all(below.map(|(unit, _)| raise_trim(log, layout, unit, highest))).await;
+}
+
+/// Tells `unit` that another one trimmed up to `to`, which is settled everywhere then.
+pub(super) async fn raise_trim(log: &Log, layout: &Layout, unit: &Server, to: Position) {
+    let request = UnitRequest::Trim { to, settled: to };
+    let calls = &log.shared.calls;
+    if let Err(error) = calls.unit(unit, layout.term, request, Payload::new()).await {
+        tracing::debug!(%error, unit = %unit.name, "the trim point was not adopted");
     }
 }
 

@@ -14,13 +14,13 @@ use std::time::Duration;
 use futures_util::future::{join, join_all};
 use milonga_wire::limits::SPANS_MAX;
 use milonga_wire::{
-    ConfirmedEnd, Decided, Identity, Kind, Layout, Payload, Position, Server, Span, Stripes,
-    UnitRequest, WriteKind,
+    ConfirmedEnd, Decided, Identity, Kind, Layout, Position, Server, Span, Stripes, WriteKind,
 };
 
 use crate::chain::{Found, OneChain};
 use crate::log::Log;
 use crate::reconfigure::drive::{ChangeError, describe, make, writing};
+use crate::reconfigure::finish::raise_trim;
 use crate::reconfigure::plan::Change;
 
 /// Positions that one step of a copy covers at most.
@@ -316,12 +316,5 @@ async fn adopt_trim(log: &Log, layout: &Layout, chain: &OneChain<'_>, unit: &Ser
     let Ok(tail) = describe(log, chain.tail(), Kind::LogUnit).await else {
         return;
     };
-    let request = UnitRequest::Trim {
-        to: tail.trimmed,
-        settled: tail.trimmed,
-    };
-    let calls = &log.shared.calls;
-    if let Err(error) = calls.unit(unit, layout.term, request, Payload::new()).await {
-        tracing::debug!(%error, unit = %unit.name, "the trim point was not adopted");
-    }
+    raise_trim(log, layout, unit, tail.trimmed).await;
 }

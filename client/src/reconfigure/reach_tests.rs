@@ -310,4 +310,7 @@ async fn no_entry_goes_through_a_layout_server() {
     };
     let at_far = cluster.count(|seen| seen.server == "u-01" && is_entry(&seen.request));
     assert_eq!(at_far, 0, "this client does not reach it");
+    for verb in ["seal", "announce"] {
+        assert!(cluster.seen("u-01", verb) > 0, "{verb} went through others");
+    }
 }

@@ -46,9 +46,8 @@ pub(super) async fn teach_history(
 async fn taught(log: &Log, servers: &[Server], decided: &Decided) -> Result<(), ChangeError> {
     let (told, mut tells) = mpsc::unbounded_channel();
     for server in servers {
-        let (log, server, decided) = (log.clone(), server.clone(), decided.clone());
-        let (tasks, told) = (log.host().tasks.clone(), told.clone());
-        tasks.spawn(async move {
+        let (server, decided, told) = (server.clone(), decided.clone(), told.clone());
+        log.background(|log| async move {
             // Nobody listens any more if the others were enough.
             let _ = told.send(teach_one(&log, &server, &decided).await);
         });

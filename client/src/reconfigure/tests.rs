@@ -494,3 +494,19 @@ async fn the_accepted_layout_of_the_highest_rank_is_adopted() {
         fill_up(&log, 0, 3).await;
     }
 }
+
+/// 3.7: a disk that lied forgot a trim. What the others gave back for good is not shown again by it.
+#[tokio::test(start_paused = true)]
+async fn a_term_raises_the_trim_points_that_lag() {
+    let cluster = Cluster::new(2, 2, 1);
+    let log = cluster.client(Role::Control);
+    fill_up(&log, 0, 6).await;
+    assert_eq!(log.trim(Position(4)).await.unwrap(), Position(4));
+    cluster.forget_trim("u-11");
+
+    rebuild(&log, "a test").await.unwrap();
+
+    // It is told in the background.
+    log.host().clock.sleep(Duration::from_secs(1)).await;
+    assert_eq!(cluster.trimmed("u-11"), Position(4));
+}

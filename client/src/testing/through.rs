@@ -49,17 +49,18 @@ impl State {
         let newest = self.layout.servers[&by].newest();
         let newest = newest.ok_or(Refusal::Behind { newest: None })?;
         let (layout, kind) = (&newest.layout, request.kind());
-        if term < layout.term {
-            let newest = Box::new(newest.clone());
-            return Err(Refusal::Decided { newest });
-        }
         let units = layout.units.iter().chain(&layout.spares);
         let sequencers = std::iter::once(&layout.sequencer).chain(&layout.standbys);
         let mut listed = units
             .filter(|_| kind == Kind::LogUnit)
             .chain(sequencers.filter(|_| kind == Kind::Sequencer));
         let same = |one: &Server| (&one.address, one.identity) == (&to.address, to.identity);
-        if term > layout.term.next() || !listed.any(same) {
+        let is_listed = listed.any(same);
+        if term < layout.term || term == layout.term && !is_listed {
+            let newest = Box::new(newest.clone());
+            return Err(Refusal::Decided { newest });
+        }
+        if term > layout.term.next() || !is_listed {
             let newest = Some(layout.term);
             return Err(Refusal::Behind { newest });
         }

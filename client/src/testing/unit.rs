@@ -9,6 +9,14 @@ use milonga_wire::{
     WriteKind, WriteOutcome,
 };
 
+/// How much room a unit's disk has.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Room {
+    None,
+    Reserve,
+    Plenty,
+}
+
 /// What a unit holds.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Slot {
@@ -26,7 +34,7 @@ pub(super) struct Unit {
     entries: BTreeMap<Position, Slot>,
     damaged: BTreeSet<Position>,
     /// It has no room for records.
-    pub(super) full: bool,
+    pub(super) room: Room,
     streams: BTreeMap<StreamId, BTreeSet<Position>>,
 }
 
@@ -44,7 +52,7 @@ impl Unit {
             settled: Position::FIRST,
             entries: BTreeMap::new(),
             damaged: BTreeSet::new(),
-            full: false,
+            room: Room::Plenty,
             streams: BTreeMap::new(),
         }
     }
@@ -143,6 +151,10 @@ impl Unit {
 
     pub(super) fn is_blank(&self) -> bool {
         self.term == Term::GENESIS && self.announced.is_none() && self.entries.is_empty()
+    }
+
+    pub(super) fn forget_trim(&mut self) {
+        self.trimmed = Position::FIRST;
     }
 
     pub(super) fn trimmed(&self) -> Position {
@@ -279,7 +291,8 @@ impl Unit {
         pieces: &[Piece],
         mut payload: Payload,
     ) -> Result<UnitReply, Refusal> {
-        if self.full {
+        let is_scarce = self.room == Room::Reserve;
+        if self.room == Room::None || is_scarce && kind == WriteKind::Decide {
             return Err(Refusal::DiskFull);
         }
         let start = self.announced_in(term)?;
@@ -335,7 +348,11 @@ impl Unit {
                 }
                 self.entries.insert(head.position, Slot::Data(head, own));
             }
-            outcomes.push(WriteOutcome::Stored);
+            outcomes.push(if is_scarce {
+                WriteOutcome::InReserve
+            } else {
+                WriteOutcome::Stored
+            });
         }
         Ok(UnitReply::Written(outcomes))
     }

@@ -115,7 +115,7 @@ impl Metrics {
             Ok(UnitReply::Written(outcomes)) => {
                 for outcome in outcomes {
                     match outcome {
-                        WriteOutcome::Stored => self.stored.increment(1),
+                        WriteOutcome::Stored | WriteOutcome::InReserve => self.stored.increment(1),
                         WriteOutcome::Taken { .. } => self.taken.increment(1),
                     }
                 }

@@ -115,8 +115,10 @@ impl Space {
         let ample = remaining >= options.file_bytes / 4;
         if possible > reserve || (possible == reserve && ample) {
             Room::Plenty
-        } else if possible > 0 || remaining >= SMALL_BATCH_BYTES.min(options.file_bytes / 8) {
+        } else if possible > 0 || remaining >= options.file_bytes / 2 {
             Room::Reserve
+        } else if remaining >= SMALL_BATCH_BYTES.min(options.file_bytes / 8) {
+            Room::Little
         } else {
             Room::None
         }

@@ -272,14 +272,19 @@ impl Reference {
             }
         }
         let refuses =
-            self.room == Room::None || self.room == Room::Reserve && kind == WriteKind::Decide;
+            self.room < Room::Reserve || self.room == Room::Reserve && kind == WriteKind::Decide;
         if !puts.is_empty() && refuses {
             return Err(Refusal::DiskFull);
         }
+        let is_scarce = !puts.is_empty() && self.room == Room::Reserve;
         for (position, thing) in puts {
             self.put(position, thing);
         }
-        Ok(WriteOutcome::Stored)
+        Ok(if is_scarce {
+            WriteOutcome::InReserve
+        } else {
+            WriteOutcome::Stored
+        })
     }
 
     fn put(&mut self, position: Position, thing: Thing) {

@@ -818,12 +818,18 @@ fn a_full_disk_refuses_what_decides_first_and_never_reads_trims_and_seals() {
     rig.store.set_room(Room::Reserve);
     assert_eq!(rig.put(0, 2), Err(Refusal::DiskFull));
     assert_eq!(rig.put(0, 1), written(&[STORED]), "a retry stores nothing");
-    assert_eq!(rig.write(0, Follow, piece(0, 2, 1)), written(&[STORED]));
+    let scarce = written(&[WriteOutcome::InReserve]);
+    assert_eq!(rig.write(0, Follow, piece(0, 2, 1)), scarce);
     assert_eq!(
         rig.one(0, fill(0, Decide, 0, vec![span(3, 4)], 9)),
         filled(&[])
     );
     assert_eq!(rig.unit.condition(Room::Reserve), "full");
+
+    rig.store.set_room(Room::Little);
+    assert_eq!(rig.write(0, Follow, piece(0, 4, 1)), Err(Refusal::DiskFull));
+    let hole = vec![span(5, 6)];
+    assert_eq!(rig.one(0, fill(0, Follow, 0, hole, 9)), filled(&[]));
 
     rig.store.set_room(Room::None);
     assert_eq!(rig.write(0, Follow, piece(0, 4, 1)), Err(Refusal::DiskFull));
@@ -833,10 +839,10 @@ fn a_full_disk_refuses_what_decides_first_and_never_reads_trims_and_seals() {
     );
     assert_eq!(rig.read(0, 0, 1), Ok(vec![data(0, 0, 1)]));
     assert_eq!(rig.one(0, trim(1, 1)), Ok(UnitReply::Trimmed(Position(1))));
-    assert_eq!(rig.sealed(1).end, Position(4));
+    assert_eq!(rig.sealed(1).end, Position(6));
     rig.store.set_room(Room::Plenty);
-    rig.one(1, announce(4)).unwrap();
-    assert_eq!(rig.put(1, 4), written(&[STORED]));
+    rig.one(1, announce(6)).unwrap();
+    assert_eq!(rig.put(1, 6), written(&[STORED]));
 }
 
 /// U11: room may run out between the decision and the commit.
@@ -1121,8 +1127,12 @@ fn step() -> impl Strategy<Value = Step> {
     let piece = (1_u8..4, at.clone(), 1_u32..6, decided());
     let pieces = prop::collection::vec(piece, 1..4);
     let spans = prop::collection::vec((at.clone(), 1_u64..6), 1..3);
-    let room =
-        prop_oneof![4 => Just(Room::Plenty), 1 => Just(Room::Reserve), 1 => Just(Room::None)];
+    let room = prop_oneof![
+        4 => Just(Room::Plenty),
+        1 => Just(Room::Reserve),
+        1 => Just(Room::Little),
+        1 => Just(Room::None),
+    ];
     prop_oneof![
         20 => (near(), kind(), pieces).prop_map(|(t, k, p)| Step::Write(t, k, p)),
         10 => (near(), kind(), decided(), spans, 4_u64..40, near())

@@ -80,8 +80,18 @@ impl Unit {
                 return Ok(WriteOutcome::Taken { position, holder });
             }
         };
+        let mut outcome = WriteOutcome::Stored;
         if !lacking.is_empty() {
-            check_room(storage, kind == WriteKind::Decide)?;
+            let is_deciding = kind == WriteKind::Decide;
+            let least = if is_deciding {
+                Room::Plenty
+            } else {
+                Room::Reserve
+            };
+            check_room(storage, least)?;
+            if storage.room() < Room::Plenty {
+                outcome = WriteOutcome::InReserve;
+            }
         }
         let mut lacking = lacking.into_iter().peekable();
         for (index, len) in piece.lengths.iter().enumerate() {
@@ -101,7 +111,7 @@ impl Unit {
                 Some(_) | None => bytes.skip(*len as usize),
             }
         }
-        Ok(WriteOutcome::Stored)
+        Ok(outcome)
     }
 
     /// What of `piece` is to be written. The first position that is neither free nor the piece's own decides.
@@ -335,12 +345,11 @@ fn check_fill(fill: &Fill, term: Term) -> Result<(), Refusal> {
 }
 
 /// U11.
-fn check_room(storage: &dyn Storage, deciding: bool) -> Result<(), Refusal> {
-    match storage.room() {
-        Room::Plenty => Ok(()),
-        Room::Reserve if !deciding => Ok(()),
-        Room::Reserve | Room::None => Err(Refusal::DiskFull),
+fn check_room(storage: &dyn Storage, least: Room) -> Result<(), Refusal> {
+    if storage.room() < least {
+        return Err(Refusal::DiskFull);
     }
+    Ok(())
 }
 
 fn put_junk(
@@ -349,7 +358,7 @@ fn put_junk(
     span: Span,
     term: Term,
 ) -> Result<(), Refusal> {
-    check_room(storage, false)?;
+    check_room(storage, Room::Little)?;
     batch.take(span, Holder::Junk);
     batch.push(Change::Junk { span, term });
     Ok(())

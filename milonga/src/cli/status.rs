@@ -402,10 +402,10 @@ fn at_the_limit(layout: &Layout, sight: &Sight) -> Option<Issue> {
         Some(seen.said.as_ref().ok()?.busy_per_mille)
     };
     let chains = &layout.open_segment().chains;
-    let busiest = chains
+    let chains = chains
         .iter()
-        .map(|chain| layout.units_of(chain).filter_map(busy).max().unwrap_or(0));
-    let least = busiest.min().filter(|least| *least >= AT_ITS_LIMIT)?;
+        .map(|chain| layout.units_of(chain).filter_map(busy).collect());
+    let least = least_busy(&chains.collect::<Vec<_>>()).filter(|least| *least >= AT_ITS_LIMIT)?;
     let units = vec!["ADDRESS"; layout.settings.replicas.into()].join(",");
     Some(issue(
         "chains-limit",
@@ -418,6 +418,12 @@ fn at_the_limit(layout: &Layout, sight: &Sight) -> Option<Issue> {
             "start as many units as a chain has, on disks of their own, then `milonga cluster add-chain {units} --plan`"
         ),
     ))
+}
+
+/// The least busy chain's busiest unit, per mille: a chain is as busy as its busiest unit, and one that nobody answers for is idle.
+fn least_busy(chains: &[Vec<u32>]) -> Option<u32> {
+    let busiest = chains.iter().map(|units| units.iter().copied().max());
+    busiest.map(Option::unwrap_or_default).min()
 }
 
 /// What is wrong, server by server, then chain by chain. Every fix names the command that does it.
@@ -612,6 +618,23 @@ fn not_serving(seen: &Seen, sight: &Sight) -> Option<Issue> {
                 said.term, sight.term
             );
             Some(issue("half-done", name, text, mended))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_are_at_their_limit_when_none_has_time_to_spare() {
+        for (chains, busy) in [
+            (vec![vec![100, 900], vec![800]], Some(800)),
+            (vec![vec![900], vec![100, 200]], Some(200)),
+            (vec![vec![900], vec![]], Some(0)),
+            (vec![], None),
+        ] {
+            assert_eq!(least_busy(&chains), busy, "{chains:?}");
         }
     }
 }

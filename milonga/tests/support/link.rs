@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -42,6 +42,7 @@ pub(crate) struct Slow {
 /// Such a link, until it is dropped.
 pub(crate) struct SlowLink {
     stop: Arc<AtomicBool>,
+    carried: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -49,12 +50,22 @@ impl SlowLink {
     /// Carries packets from each of the two devices to the other.
     pub(super) fn new(devices: [File; 2], slow: Slow) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let until = Arc::clone(&stop);
+        let carried = Arc::new(AtomicU64::new(0));
+        let (until, count) = (Arc::clone(&stop), Arc::clone(&carried));
         let thread = std::thread::spawn(move || {
-            super::load::runtime().block_on(async { carry(&devices, slow, &until) });
+            super::load::runtime().block_on(async { carry(&devices, slow, &until, &count) });
         });
         let thread = Some(thread);
-        Self { stop, thread }
+        Self {
+            stop,
+            carried,
+            thread,
+        }
+    }
+
+    /// How many packets it has passed on, each as late as it should be.
+    pub(crate) fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
     }
 }
 
@@ -87,7 +98,7 @@ pub(super) fn device(name: &str) -> std::io::Result<File> {
     Ok(file)
 }
 
-fn carry(devices: &[File; 2], slow: Slow, stop: &AtomicBool) {
+fn carry(devices: &[File; 2], slow: Slow, stop: &AtomicBool, carried: &AtomicU64) {
     let (clock, random) = (Clock::real(), Random::real());
     let mut kept: BTreeMap<(Moment, u64), (usize, Vec<u8>)> = BTreeMap::new();
     let (mut number, mut packet) = (0, vec![0; PACKET_BYTES_MAX]);
@@ -99,6 +110,7 @@ fn carry(devices: &[File; 2], slow: Slow, stop: &AtomicBool) {
             let (to, packet) = first.remove();
             // A queue that is full loses packets, as queues do.
             let _ = (&devices[to]).write(&packet);
+            carried.fetch_add(1, Ordering::Relaxed);
         }
         let due = kept.first_key_value().map(|((due, _), _)| due.since(now));
         wait(devices, due.map_or(NAP, |due| due.min(NAP)));

@@ -41,8 +41,7 @@ pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
             layout: cluster.layout.clone(),
             stop: Arc::new(AtomicBool::new(false)),
             processes: Arc::new(AtomicU64::new(1)),
-            // A disk that lies forgets trims, too, and nobody tells its unit again.
-            trims: random.below(3) == 0 && !profile.lying,
+            trims: random.below(3) == 0,
         };
         world.trouble(profile.network.clone());
         let mut clients = vec![];

@@ -150,6 +150,8 @@ pub enum WriteOutcome {
         /// By whom.
         holder: Holder,
     },
+    /// As [`WriteOutcome::Stored`], on a disk that has nothing but its reserve left: who decides more should ask it first.
+    InReserve,
 }
 
 /// What became of the positions of a fill that did not become junk by it.
