@@ -289,7 +289,7 @@ async fn background_work_ends_when_the_last_user_drops_the_client() {
     let (held, mut dropped) = oneshot::channel::<()>();
     log.background(|log| async move {
         let _held = (held, log);
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     });
     let other = log.clone();
     drop(log);
