@@ -90,6 +90,34 @@ impl Log {
         }
     }
 
+    /// What each of `positions` holds, in order: they rise, and all lie below a confirmed end. As few calls as the units'
+    /// answers have room for, all chains at once; what is not whole everywhere is settled one by one.
+    pub(crate) async fn read_each(&self, positions: &[Position]) -> Result<Vec<Entry>, ReadError> {
+        let mut patience = self.patience();
+        let mut entries: BTreeMap<Position, Entry> = BTreeMap::new();
+        let mut rest: Vec<Position> = positions.to_vec();
+        while !rest.is_empty() {
+            let decided = self.layout().await?;
+            let layout = &decided.layout;
+            let asked = &rest[..rest.len().min(SPANS_MAX)];
+            let before = entries.len();
+            match self.gather(layout, &spans_of(asked), true).await {
+                Ok((found, _)) => {
+                    let whole = found.into_values().filter(is_final);
+                    entries.extend(whole.flat_map(entries_of).map(|entry| (entry.position, entry)));
+                }
+                Err(trouble) => self.after(&mut patience, layout.term, trouble).await?,
+            }
+            rest.retain(|position| !entries.contains_key(position));
+            if entries.len() == before && let Some(first) = rest.first() {
+                entries.insert(*first, self.read(*first).await?);
+                rest.remove(0);
+            }
+        }
+        let wanted = positions.iter();
+        Ok(wanted.filter_map(|position| entries.remove(position)).collect())
+    }
+
     /// One round over the front of `span`, tried until it brings something.
     pub(crate) async fn round(
         &self,
@@ -158,9 +186,9 @@ impl Log {
         let window = window_of(span);
         let is_found =
             |found: &BTreeMap<Position, Found>| found.get(&span.start).is_some_and(is_final);
-        let (mut found, from_tails) = self.gather(layout, window, true).await?;
+        let (mut found, from_tails) = self.gather(layout, &[window], true).await?;
         if !is_found(&found) && !from_tails {
-            (found, _) = self.gather(layout, window, false).await?;
+            (found, _) = self.gather(layout, &[window], false).await?;
         }
         if is_found(&found) {
             return Ok(Some(Round::Entries(prefix(span.start, found))));
@@ -229,15 +257,15 @@ impl Log {
         Ok(None)
     }
 
-    /// What the units say of `window`, by first position, and whether only tails were asked. With `spread`, other units
+    /// What the units say of `wanted`, by first position, and whether only tails were asked. With `spread`, other units
     /// answer for what their chain's tail called settled; their "unwritten" and "unknown" mean nothing.
     async fn gather(
         &self,
         layout: &Layout,
-        window: Span,
+        wanted: &[Span],
         spread: bool,
     ) -> Result<(BTreeMap<Position, Found>, bool), Trouble> {
-        let groups = by_chain(layout, &[window]);
+        let groups = by_chain(layout, wanted);
         let turn = self.shared.turns.fetch_add(1, Ordering::Relaxed) as usize;
         let reads = groups.iter().map(|(key, (chain, spans))| async move {
             let chain_of = self.chain(layout, chain);
@@ -314,6 +342,18 @@ impl Log {
     }
 }
 
+/// Rising positions as spans: neighbours share one.
+fn spans_of(positions: &[Position]) -> Vec<Span> {
+    let mut spans: Vec<Span> = vec![];
+    for position in positions {
+        match spans.last_mut().filter(|last| last.end == *position) {
+            Some(last) => last.end = position.next(),
+            None => spans.push(Span::one(*position)),
+        }
+    }
+    spans
+}
+
 /// What one round looks at.
 fn window_of(span: Span) -> Span {
     Span::new(span.start, span.start.plus(span.len().min(ROUND_POSITIONS)))
@@ -353,24 +393,26 @@ fn prefix(start: Position, found: BTreeMap<Position, Found>) -> Vec<Entry> {
             break;
         }
         next = found.span().end;
-        match found {
-            Found::Data(head, payload) => entries.push(data(head, payload)),
-            Found::Junk(span, term) => {
-                entries.extend(span.positions().map(|position| Entry {
-                    position,
-                    kind: Kind::Junk { term },
-                }));
-            }
-            Found::Trimmed(span) => {
-                entries.extend(span.positions().map(|position| Entry {
-                    position,
-                    kind: Kind::Trimmed,
-                }));
-            }
-            Found::Unwritten(_) | Found::Unknown(_) | Found::Damaged(_) => break,
-        }
+        entries.extend(entries_of(found));
     }
     entries
+}
+
+/// The entries of one answer that is final, one for each position.
+fn entries_of(found: Found) -> Vec<Entry> {
+    let all = |span: Span, kind: Kind| {
+        let kinds = span.positions().map(|position| Entry {
+            position,
+            kind: kind.clone(),
+        });
+        kinds.collect()
+    };
+    match found {
+        Found::Data(head, payload) => vec![data(head, payload)],
+        Found::Junk(span, term) => all(span, Kind::Junk { term }),
+        Found::Trimmed(span) => all(span, Kind::Trimmed),
+        Found::Unwritten(_) | Found::Unknown(_) | Found::Damaged(_) => vec![],
+    }
 }
 
 fn data(head: milonga_wire::EntryHead, payload: Payload) -> Entry {

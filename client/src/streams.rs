@@ -1,4 +1,5 @@
-//! Streams: the entries that name a stream, proved complete by their backpointers, else by scanning.
+//! Streams: the entries that name a stream, found through the units' indexes and proved complete by their backpointers, else by
+//! looking at every position.
 //!
 //! - C8 What is brought of a stream is complete up to where it goes: entries are left out only where backpointers prove
 //!   that there are none, or where every position was looked at.
@@ -6,20 +7,18 @@
 //!
 //! Source: Tango (SOSP '13), "Streaming CORFU": a reader strides back over the last K positions of the stream.
 
-use std::collections::BTreeMap;
+mod bulk;
 
-use futures_util::future::join_all;
 use milonga_wire::limits::BACKPOINTERS;
 use milonga_wire::{Before, Position, Span, StreamId, StreamLink};
 
+use self::bulk::{Top, batch, top_of};
 use crate::entry::{Entry, Kind};
 use crate::log::Log;
 use crate::read::ReadError;
 
 /// Spans up to this long are scanned at once: one read brings them.
 const SCAN_POSITIONS: u64 = 4_096;
-/// Strides before a walk gives way to a scan.
-const STRIDES_MAX: usize = 64;
 
 impl Log {
     /// The records of `stream` within `span`, in order. `last` is what the sequencer says of the stream at `span.end`
@@ -43,71 +42,11 @@ impl Log {
         }
         Ok(entries)
     }
-
-    /// Strides back from `last` to `start` (C8). Nothing if the way is hidden by junk, trimmed or lost entries or an unknown
-    /// past, is short enough to be scanned at once, or too long.
-    async fn walk(
-        &self,
-        stream: StreamId,
-        start: Position,
-        last: &[Position],
-    ) -> Result<Option<Vec<Entry>>, ReadError> {
-        let newest = last.first().copied().unwrap_or(Position::FIRST);
-        if newest.since(start) <= SCAN_POSITIONS {
-            return Ok(None);
-        }
-        let mut found: BTreeMap<Position, Entry> = BTreeMap::new();
-        let mut expected = last.to_vec();
-        for _ in 0..STRIDES_MAX {
-            let wanted = expected
-                .iter()
-                .filter(|position| **position >= start && !found.contains_key(position));
-            for entry in join_all(wanted.map(|position| self.read(*position))).await {
-                let entry = entry?;
-                match entry.kind {
-                    Kind::Data { .. } | Kind::Junk { .. } => found.insert(entry.position, entry),
-                    Kind::Trimmed | Kind::Unknown | Kind::Unwritten => return Ok(None),
-                };
-            }
-            let reached = expected.iter().any(|position| *position < start);
-            if reached || expected.len() < BACKPOINTERS {
-                return Ok(whole(stream, start, found));
-            }
-            // What came before the oldest record of these; if all of them are junk, the way is hidden.
-            let oldest = expected
-                .iter()
-                .rev()
-                .find_map(|position| link(found.get(position)?, stream));
-            let Some(Before::Known(before)) = oldest.map(|link| &link.before) else {
-                return Ok(None);
-            };
-            expected.clone_from(before);
-        }
-        Ok(None)
-    }
 }
 
-/// The records of `stream` in `found`, if each of them has its predecessors there: positions may have been issued again, to
-/// other records, since the sequencer was asked.
-fn whole(
-    stream: StreamId,
-    start: Position,
-    found: BTreeMap<Position, Entry>,
-) -> Option<Vec<Entry>> {
-    let links = found.values().filter_map(|entry| link(entry, stream));
-    for link in links {
-        let Before::Known(before) = &link.before else {
-            return None;
-        };
-        let mut expected = before.iter().filter(|position| **position >= start);
-        if !expected.all(|position| found.contains_key(position)) {
-            return None;
-        }
-    }
-    let own = found
-        .into_values()
-        .filter(|entry| link(entry, stream).is_some());
-    Some(own.collect())
+/// Whether the positions named are all that the stream has from `start` on.
+fn reaches(named: &[Position], start: Position) -> bool {
+    named.len() < BACKPOINTERS || named.iter().any(|position| *position < start)
 }
 
 /// What an entry says of `stream`, if it belongs to it.
@@ -125,9 +64,19 @@ pub(crate) struct StreamReader {
     rest: Span,
     /// What the sequencer said of the stream at the end.
     last: Option<Before>,
-    has_walked: bool,
+    way: Way,
+    /// Spans up to this long are scanned.
+    short: u64,
     /// Trimmed positions of which it is not known yet whether the stream had any.
     trimmed: Option<Span>,
+}
+
+/// How it goes about it.
+enum Way {
+    /// Not chosen yet.
+    Open,
+    Scan,
+    Bulk(Top),
 }
 
 impl StreamReader {
@@ -137,21 +86,57 @@ impl StreamReader {
             stream,
             rest: span,
             last,
-            has_walked: false,
+            way: Way::Open,
+            short: SCAN_POSITIONS,
             trimmed: None,
         }
     }
 
     /// The next entries, at least one; none if there are no more.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<Entry>>, ReadError> {
-        if !self.has_walked {
-            let walked = self.walk().await?;
-            self.has_walked = true;
-            if let Some(entries) = walked {
-                self.rest.start = self.rest.end;
-                return Ok((!entries.is_empty()).then_some(entries));
+        if matches!(self.way, Way::Open) {
+            self.way = self.choose().await?;
+        }
+        match &self.way {
+            Way::Open | Way::Scan => self.next_scanned().await,
+            Way::Bulk(top) => {
+                while !self.rest.is_empty() {
+                    let (entries, end) = batch(&self.log, self.stream, self.rest.start, top).await?;
+                    let limit = self.rest.end;
+                    self.rest.start = end;
+                    let mut own = entries;
+                    own.retain(|entry| entry.position < limit);
+                    if !own.is_empty() {
+                        return Ok(Some(own));
+                    }
+                }
+                Ok(None)
             }
         }
+    }
+
+    /// A scan for what is short, unless all that is new is named already; the indexes for what is long.
+    async fn choose(&mut self) -> Result<Way, ReadError> {
+        let top = self.rest.end;
+        if let Some(Before::Known(named)) = &self.last {
+            let newest = named.first().map_or(Position::FIRST, |newest| newest.next());
+            self.rest.end = newest.clamp(self.rest.start, self.rest.end);
+        }
+        let is_named = |before: &Before| matches!(before, Before::Known(named) if reaches(named, self.rest.start));
+        if self.rest.len() <= self.short && !self.last.as_ref().is_some_and(is_named) {
+            return Ok(Way::Scan);
+        }
+        Ok(Way::Bulk(match &self.last {
+            Some(before) => Top {
+                position: top,
+                before: before.clone(),
+            },
+            None => top_of(&self.log, self.stream, top).await?,
+        }))
+    }
+
+    /// Looks at every position.
+    async fn next_scanned(&mut self) -> Result<Option<Vec<Entry>>, ReadError> {
         while !self.rest.is_empty() {
             let some = self.log.read_some(self.rest).await?;
             // If there is nothing, a later term has begun: what is left was never written.
@@ -164,18 +149,6 @@ impl StreamReader {
         }
         let last = self.last.take().unwrap_or(Before::Unknown);
         Ok(self.gap(&last).map(|gap| vec![gap]))
-    }
-
-    async fn walk(&mut self) -> Result<Option<Vec<Entry>>, ReadError> {
-        let Some(Before::Known(last)) = &self.last else {
-            return Ok(None);
-        };
-        let newest = last.first().filter(|newest| **newest >= self.rest.start);
-        let Some(newest) = newest else {
-            return Ok(Some(vec![]));
-        };
-        self.rest.end = self.rest.end.min(newest.next());
-        self.log.walk(self.stream, self.rest.start, last).await
     }
 
     /// What of `entries` a reader of the stream must see.

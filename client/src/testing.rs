@@ -292,6 +292,11 @@ impl Cluster {
         self.unit(unit, |unit| unit.put(Position(position), slot));
     }
 
+    /// The index of `unit` does not tell of `position`.
+    pub(crate) fn forget_index(&self, unit: &str, position: u64) {
+        self.unit(unit, |unit| unit.forget_index(Position(position)));
+    }
+
     /// `unit` cannot tell what it held at `position`.
     pub(crate) fn damage(&self, unit: &str, position: u64) {
         self.unit(unit, |unit| unit.damage(Position(position)));

@@ -131,15 +131,19 @@ impl Unit {
                     more: false,
                 }
             }
-            UnitRequest::StreamPositions { stream, span, .. } => {
+            UnitRequest::StreamPositions {
+                stream,
+                span,
+                count_max,
+            } => {
                 self.check_term(term)?;
                 let held = self.streams.get(&stream).into_iter().flatten();
+                let mut held = held.copied().filter(|position| {
+                    span.contains(*position) && *position >= self.trimmed
+                });
                 UnitReply::StreamPositions {
-                    positions: held
-                        .copied()
-                        .filter(|position| span.contains(*position))
-                        .collect(),
-                    next: None,
+                    positions: held.by_ref().take(count_max as usize).collect(),
+                    next: held.next(),
                 }
             }
             UnitRequest::Probe => UnitReply::Probed,
@@ -151,6 +155,12 @@ impl Unit {
 
     pub(super) fn is_blank(&self) -> bool {
         self.term == Term::GENESIS && self.announced.is_none() && self.entries.is_empty()
+    }
+
+    pub(super) fn forget_index(&mut self, position: Position) {
+        for held in self.streams.values_mut() {
+            held.remove(&position);
+        }
     }
 
     pub(super) fn forget_trim(&mut self) {
