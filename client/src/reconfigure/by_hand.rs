@@ -305,7 +305,7 @@ impl<'a> Hand<'a> {
         chains.find(|(_, units)| units.contains(&unit.identity))
     }
 
-    /// A unit that is to serve in the open segment: a spare, one that serves closed segments only, or a new one.
+    /// A unit that is to serve in the open segment: a spare, or a new one (P8).
     async fn comes(&self, named: &str, in_place: Option<&ServerName>) -> Result<Server, HandError> {
         match self.unit(named) {
             Ok(known) if self.chain_of(known).is_some() => {
@@ -321,10 +321,11 @@ impl<'a> Hand<'a> {
                 }
                 Err(self.in_use(known))
             }
-            Ok(known) => {
+            Ok(known) if find(&self.layout.spares, known.name.as_str()).is_some() => {
                 self.answers(known, Kind::LogUnit).await?;
                 Ok(known.clone())
             }
+            Ok(known) => Err(self.in_use(known)),
             Err(not_found) => {
                 if named.parse::<Address>().is_err() {
                     return Err(not_found);

@@ -9,6 +9,9 @@
 //! - P6 A unit is listed for a closed segment only if it holds all of it, or if that part of the log is declared lost.
 //! - P7 What an admin's override gives up stands in [`Layout::lost`]; only there is anything given up, and whoever is left
 //!   out for it comes back as a new unit or not at all.
+//! - P8 Whoever comes into the open segment holds nothing. What a unit held while its chain went on without it proves nothing:
+//!   a copy would leave it there.
+//! - P9 By hand, nobody who answers leaves to whom knows of damaged records: the last good copy may go with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -88,6 +91,8 @@ pub struct Seals {
     pub counter: Option<Position>,
     /// Which units were found to hold every position of a closed chain: the segment's start, the chain's number.
     pub whole: BTreeSet<(Position, usize, Identity)>,
+    /// Which units know of records that are damaged on their disks.
+    pub damaged: BTreeSet<Identity>,
 }
 
 /// Why there is no next layout.
@@ -103,6 +108,21 @@ pub enum PlanError {
         chain: Vec<String>,
         /// Those that must answer.
         missing: Vec<String>,
+    },
+    /// A unit that is to come holds entries of its own (P8).
+    #[error(
+        "{0} holds entries from before; `milonga cluster reset-unit` with its address empties it once no layout lists it"
+    )]
+    NotEmpty(String),
+    /// A unit that answers is to leave its positions to one that knows of damaged records (P9).
+    #[error(
+        "{leaves} would leave positions to {damaged}, which knows of damaged records; `milonga cluster repair` first"
+    )]
+    Damaged {
+        /// Who leaves.
+        leaves: String,
+        /// Who would stay.
+        damaged: String,
     },
     /// What is asked for makes no sense with this layout.
     #[error("{0}")]
@@ -227,10 +247,13 @@ fn open_chains(old: &Layout, change: &Change, seals: &Seals) -> Result<Vec<Chain
     let is_sealed = |unit: &Identity| seals.units.contains_key(unit);
     let stays = |unit: &Identity| is_sealed(unit) && !change.leaves(unit);
     let new = |unit: &Server| {
-        let missing = || PlanError::Missing(vec![unit.name.to_string()]);
-        is_sealed(&unit.identity)
-            .then_some(unit.identity)
-            .ok_or_else(missing)
+        let Some(sealed) = seals.units.get(&unit.identity) else {
+            return Err(PlanError::Missing(vec![unit.name.to_string()]));
+        };
+        if sealed.end > Position::FIRST {
+            return Err(PlanError::NotEmpty(unit.name.to_string()));
+        }
+        Ok(unit.identity)
     };
     let mut chains: Vec<Vec<Identity>> = vec![];
     let mut kept: Vec<&Chain> = vec![];
@@ -262,7 +285,7 @@ fn open_chains(old: &Layout, change: &Change, seals: &Seals) -> Result<Vec<Chain
         chains.push(chain.iter().map(new).collect::<Result<_, _>>()?);
     }
     if change.heal {
-        take_spares(old, change, &mut chains, stays);
+        take_spares(old, change, seals, &mut chains);
     }
     let names = |units: &[Identity]| units.iter().map(|unit| name(old, *unit)).collect();
     for (units, before) in chains.iter().zip(kept) {
@@ -284,13 +307,11 @@ fn open_chains(old: &Layout, change: &Change, seals: &Seals) -> Result<Vec<Chain
     Ok(chains.into_iter().map(Chain::new).collect())
 }
 
-/// Gives each chain below its target a spare that was sealed, the shortest first.
-fn take_spares(
-    old: &Layout,
-    change: &Change,
-    chains: &mut [Vec<Identity>],
-    stays: impl Fn(&Identity) -> bool,
-) {
+/// Gives each chain below its target a spare that was sealed, and holds nothing (P8), the shortest first.
+fn take_spares(old: &Layout, change: &Change, seals: &Seals, chains: &mut [Vec<Identity>]) {
+    let is_empty = |sealed: &Sealed| sealed.end == Position::FIRST;
+    let stays =
+        |unit: &Identity| seals.units.get(unit).is_some_and(is_empty) && !change.leaves(unit);
     let ready = old.spares.iter().chain(&change.spares);
     let taken: BTreeSet<Identity> = chains.iter().flatten().copied().collect();
     let ready = ready.map(|spare| spare.identity);
@@ -519,7 +540,23 @@ fn remaining(
         let whole = is_closed && seals.whole.contains(&(segment.start, number, *unit));
         whole || is_complete(old, seals, segment, *unit)
     };
+    let is_sent =
+        |unit: &&Identity| change.leaves(unit) && answered(unit) && !change.force.contains(unit);
     if staying.len() == chain.units.len() || staying.iter().any(vouches) {
+        let is_sound = |unit: &Identity| {
+            vouches(unit)
+                && (!seals.damaged.contains(unit)
+                    || seals.whole.contains(&(segment.start, number, *unit)))
+        };
+        if let Some(leaves) = chain.units.iter().find(is_sent)
+            && !staying.iter().any(is_sound)
+            && let Some(damaged) = staying.first()
+        {
+            return Err(PlanError::Damaged {
+                leaves: name(old, *leaves),
+                damaged: name(old, *damaged),
+            });
+        }
         return Ok(Rest {
             chain: staying,
             unreachable: false,
@@ -535,9 +572,7 @@ fn remaining(
         });
     }
     // Whoever answered keeps a chain that is short of others from being lost.
-    let is_needed =
-        |unit: &&Identity| change.leaves(unit) && answered(unit) && !change.force.contains(unit);
-    if is_closed && !chain.units.iter().any(|unit| is_needed(&unit)) {
+    if is_closed && !chain.units.iter().any(|unit| is_sent(&unit)) {
         let kept = chain.units.iter().copied();
         let kept: Vec<Identity> = kept.filter(|unit| !change.force.contains(unit)).collect();
         return Ok(Rest {

@@ -172,6 +172,11 @@ fn seals(layout: &Layout, said: &Said, change: &Change) -> Seals {
         Some((unit.identity, sealed))
     });
     let units: BTreeMap<Identity, Sealed> = units.collect();
+    let is_damaged = |unit: &&Identity| {
+        let said = said.servers.get(*unit);
+        said.is_some_and(|said| said.damaged > 0)
+    };
+    let damaged: BTreeSet<Identity> = units.keys().filter(is_damaged).copied().collect();
     let mut whole: BTreeSet<(Position, usize, Identity)> = change.list.iter().copied().collect();
     for segment in layout
         .segments
@@ -180,6 +185,7 @@ fn seals(layout: &Layout, said: &Said, change: &Change) -> Seals {
     {
         for (number, chain) in segment.chains.iter().enumerate() {
             let answering = chain.units.iter().filter(|unit| units.contains_key(unit));
+            let answering = answering.filter(|unit| !damaged.contains(unit));
             whole.extend(answering.map(|unit| (segment.start, number, *unit)));
         }
     }
@@ -188,6 +194,7 @@ fn seals(layout: &Layout, said: &Said, change: &Change) -> Seals {
         units,
         counter: counter.map(|said| said.end),
         whole,
+        damaged,
     }
 }
 

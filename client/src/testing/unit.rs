@@ -35,6 +35,7 @@ pub(super) struct Unit {
     damaged: BTreeSet<Position>,
     /// It has no room for records.
     pub(super) room: Room,
+    pub(super) failed: bool,
     streams: BTreeMap<StreamId, BTreeSet<Position>>,
 }
 
@@ -53,6 +54,7 @@ impl Unit {
             entries: BTreeMap::new(),
             damaged: BTreeSet::new(),
             room: Room::Plenty,
+            failed: false,
             streams: BTreeMap::new(),
         }
     }
@@ -89,6 +91,10 @@ impl Unit {
     }
 
     pub(super) fn serve(&mut self, term: Term, request: UnitRequest, payload: Payload) -> Replied {
+        if self.failed && !matches!(request, UnitRequest::Read { .. }) {
+            let why = "the cable is out".to_owned();
+            return Err(Refusal::DiskFailed { why });
+        }
         let reply = match request {
             UnitRequest::Write { kind, pieces } => self.write(term, kind, &pieces, payload)?,
             UnitRequest::Fill(fill) => self.fill(term, &fill)?,
