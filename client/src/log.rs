@@ -79,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) changes: reconfigure::Changes,
     /// How many relays this client may have under way.
     pub(crate) relays: tokio::sync::Semaphore,
+    /// The term whose layout was last looked at for what it lacks.
+    looked_after: AtomicU64,
     /// Whether this client brings the cluster back to full strength.
     attending: AtomicBool,
     /// When this client last reported a server it suspects.
@@ -116,6 +118,7 @@ impl Log {
             mended: AtomicU64::new(0),
             changes: reconfigure::Changes::default(),
             relays: tokio::sync::Semaphore::new(reconfigure::RELAYS_MAX),
+            looked_after: AtomicU64::new(u64::MAX),
             attending: AtomicBool::new(false),
             suspected: Mutex::new(None),
             damage_told: Mutex::new(None),
@@ -188,10 +191,18 @@ impl Log {
     /// # Errors
     /// [`Unavailable`] if the deadline passes without a majority.
     pub async fn layout(&self) -> Result<Arc<Decided>, Unavailable> {
-        match self.shared.layouts.known() {
-            Some(known) => Ok(known),
-            None => Box::pin(self.first_layout()).await,
+        let decided = match self.shared.layouts.known() {
+            Some(known) => known,
+            None => Box::pin(self.first_layout()).await?,
+        };
+        let (looked, term) = (&self.shared.looked_after, decided.layout.term.0);
+        if looked.load(Ordering::Relaxed) != term {
+            looked.store(term, Ordering::Relaxed);
+            if self.options.mend {
+                self.attend();
+            }
         }
+        Ok(decided)
     }
 
     async fn first_layout(&self) -> Result<Arc<Decided>, Unavailable> {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use futures_util::future::join_all;
 use milonga_host::BoxFuture;
 use milonga_wire::limits::SPANS_MAX;
-use milonga_wire::{Chain, ConfirmedEnd, Layout, Payload, Position, Span};
+use milonga_wire::{Chain, ConfirmedEnd, Layout, Payload, Position, Role, Span};
 
 use crate::chain::Found;
 use crate::entry::{Entry, Kind};
@@ -104,7 +104,16 @@ impl Log {
                 Ok(Some(round)) => return Ok(round),
                 Ok(None) => {
                     patience
-                        .pause(|| format!("positions from {} are being settled", span.start))
+                        .pause(|| {
+                            let start = span.start;
+                            if self.may(Role::Writer) {
+                                format!("positions from {start} are being settled")
+                            } else {
+                                format!(
+                                    "positions from {start} are holes, which writers and caretakers settle when they meet them, and none has"
+                                )
+                            }
+                        })
                         .await?;
                 }
                 Err(Trouble::Unknown {

@@ -306,7 +306,7 @@ impl Cluster {
     pub(crate) fn change_identity(&self, unit: &str) {
         let number = self.number();
         self.unit(unit, |unit| {
-            unit.server.identity = Identity([number as u8; 16])
+            unit.server.identity = Identity([number as u8; 16]);
         });
     }
 
@@ -511,12 +511,7 @@ impl State {
                         unit.damaged(),
                     );
                     if let Reply::Described(said) = &mut reply {
-                        if unit.room != Room::Plenty {
-                            said.state = "full".to_owned();
-                        }
-                        if unit.failed {
-                            said.state = "failed".to_owned();
-                        }
+                        said.state = unit.condition().to_owned();
                     }
                     Ok((reply, payload))
                 }

@@ -87,6 +87,28 @@ async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
     !answering.is_empty()
 }
 
+/// Takes back the units that left and answer now, without waiting whether they go on to. Whether any came.
+pub(super) async fn readmit_now(log: &Log) -> bool {
+    let Ok(known) = log.shared.layouts.read().await else {
+        return false;
+    };
+    let layout = &known.decided.layout;
+    let mut any = false;
+    for unit in &layout.left {
+        let said = writing(log, unit, layout.term).await;
+        let is_it = said.is_some_and(|said| said.identity == unit.identity || said.blank);
+        if is_it && !misses_something(log, layout).await {
+            match bring_back(log, unit).await {
+                Ok(()) => any = true,
+                Err(error) => {
+                    tracing::info!(%error, unit = %unit.name, "a unit that left cannot come back");
+                }
+            }
+        }
+    }
+    any
+}
+
 /// Whether something is out of reach, damaged or lost, as far as the layout and its units say.
 async fn misses_something(log: &Log, layout: &Layout) -> bool {
     let units = layout.units.iter();

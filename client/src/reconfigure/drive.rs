@@ -451,7 +451,7 @@ async fn compute(
     let mut layout = next(old, change, &seals, &first, Origin::default())?;
     layout.origin = Origin {
         by: log.caller().name.to_string(),
-        why: cut(why.to_owned()),
+        why: cut(why.replace(char::is_control, " ")),
         change: words::changed(old, &layout),
         at_ms: log.host().clock.wall_ms(),
     };

@@ -102,7 +102,12 @@ pub enum PlanError {
     #[error("these log units did not answer: {}; start them again", .0.join(", "))]
     Missing(Vec<String>),
     /// No unit of a chain can vouch for what the chain acknowledged.
-    #[error("no unit of the chain {} can vouch for its entries; bring back {}", chain.join(" "), missing.join(", "))]
+    #[error(
+        "no unit of the chain {} can vouch for its entries; bring back {}; if that is out of the question, \
+         `milonga cluster evict NAME --force-lose-data` gives up what only that one holds (admin)",
+        chain.join(" "),
+        missing.join(", ")
+    )]
     NoCompleteUnit {
         /// The chain's units.
         chain: Vec<String>,
@@ -215,7 +220,7 @@ fn left(
         change.leave.contains(&unit.identity) || change.replace.contains_key(&unit.identity)
     };
     let is_back = |unit: &Server| {
-        let mut new = change.spares.iter().chain(spares);
+        let mut new = change.arrivals().chain(spares);
         named.contains(&unit.identity) || new.any(|new| new.address == unit.address)
     };
     let gone = old.units.iter().chain(&old.spares);
@@ -353,6 +358,13 @@ fn segments(
 ) -> Result<(Vec<Segment>, Vec<Span>), PlanError> {
     let trims = seals.units.values().map(|sealed| sealed.trimmed);
     let trimmed = trims.max().unwrap_or_default();
+    let is_ready = |spare: &&Identity| {
+        let sealed = seals.units.get(spare);
+        sealed.is_some_and(|sealed| sealed.end == Position::FIRST) && !change.leaves(spare)
+    };
+    let spares = old.spares.iter().chain(&change.spares);
+    let spares: Vec<Identity> = spares.map(|spare| spare.identity).collect();
+    let ready: Vec<Identity> = spares.iter().filter(is_ready).copied().collect();
     let (mut segments, mut given_up): (Vec<Segment>, Vec<Span>) = (vec![], vec![]);
     for before in &old.segments {
         let span = Span::new(before.start, before.end.unwrap_or(start));
@@ -385,7 +397,7 @@ fn segments(
                 };
                 list_whole(change, seals, &mut segment, before.start, number);
             }
-            take_over(&mut segment, open)?;
+            take_over(&mut segment, open, &ready)?;
             match segments.last_mut() {
                 Some(last)
                     if last.stripe_width == segment.stripe_width
@@ -443,8 +455,9 @@ fn list_whole(
     }
 }
 
-/// P7: a chain of which nobody is left becomes the open segment's units': they hold nothing of it, and fill it with junk.
-fn take_over(segment: &mut Segment, open: &[Chain]) -> Result<(), PlanError> {
+/// P7: a chain of which nobody is left becomes the open segment's units', or a spare's: they hold nothing of it, and fill it with
+/// junk.
+fn take_over(segment: &mut Segment, open: &[Chain], spares: &[Identity]) -> Result<(), PlanError> {
     for number in 0..segment.chains.len() {
         if !segment.chains[number].units.is_empty() {
             continue;
@@ -458,13 +471,16 @@ fn take_over(segment: &mut Segment, open: &[Chain]) -> Result<(), PlanError> {
         let same = open[number % open.len()].units.iter().filter(is_free);
         let mut heirs: Vec<Identity> = same.copied().collect();
         if heirs.is_empty() {
-            let all = open.iter().flat_map(|chain| chain.units.iter());
+            let all = open
+                .iter()
+                .flat_map(|chain| chain.units.iter())
+                .chain(spares);
             heirs = all.filter(is_free).take(1).copied().collect();
         }
         if heirs.is_empty() {
             let span = segment.span();
             let why = format!(
-                "every unit serves positions of {span} already, so none can take over the chain that is given up there; add a spare first"
+                "every unit serves positions of {span} already, so none can take over the chain that is given up there; expected a spare that answers and holds nothing; try `milonga cluster add-spare ADDRESS`"
             );
             return Err(PlanError::Refused(why));
         }

@@ -11,6 +11,7 @@ use milonga_wire::{
 
 use crate::reconfigure::heal::{Gap, gaps_without};
 use crate::reconfigure::plan::{Change, PlanError, Seals, next};
+use crate::reconfigure::words;
 
 /// What servers said of themselves. Who is missing did not answer, or runs on another directory than is listed.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +70,8 @@ pub struct Reached {
 pub struct Preview {
     /// The layout in the end.
     pub layout: Layout,
+    /// What is different, in the words of the history.
+    pub change: String,
     /// How many terms it takes.
     pub terms: u64,
     /// Copies of every part of the log, before and after.
@@ -143,6 +146,7 @@ pub(super) fn preview(
             .collect(),
         terms,
         copies,
+        change: words::changed(old, &layout),
         layout,
     })
 }

@@ -10,7 +10,7 @@ use milonga_wire::{
 };
 
 /// How much room a unit's disk has.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
 pub(crate) enum Room {
     None,
     Reserve,
@@ -157,6 +157,22 @@ impl Unit {
 
     pub(super) fn is_blank(&self) -> bool {
         self.term == Term::GENESIS && self.announced.is_none() && self.entries.is_empty()
+    }
+
+    /// As the real one says it.
+    pub(super) fn condition(&self) -> &'static str {
+        let announced = self.announced.map(|(term, _)| term);
+        if self.failed {
+            "failed"
+        } else if self.is_blank() {
+            "blank"
+        } else if announced != Some(self.term) {
+            "sealed"
+        } else if self.room < Room::Plenty {
+            "full"
+        } else {
+            "serving"
+        }
     }
 
     pub(super) fn forget_trim(&mut self) {
