@@ -198,9 +198,7 @@ impl Log {
         let (looked, term) = (&self.shared.looked_after, decided.layout.term.0);
         if looked.load(Ordering::Relaxed) != term {
             looked.store(term, Ordering::Relaxed);
-            if self.options.mend {
-                self.attend();
-            }
+            self.attend_unasked();
         }
         Ok(decided)
     }
@@ -457,9 +455,7 @@ impl Log {
             if let Err(error) = log.look_and_mend(term, &failure).await {
                 tracing::debug!(%error, "could not mend");
             }
-            if log.options.mend {
-                log.attend();
-            }
+            log.attend_unasked();
         };
         self.attempt(patience, term, attempt).await;
     }
@@ -531,6 +527,12 @@ impl Log {
     /// The last changes of layout that this client brought about, oldest first.
     pub fn changes(&self) -> Vec<reconfigure::Phases> {
         self.shared.changes.all()
+    }
+
+    fn attend_unasked(&self) {
+        if self.options.mend && self.options.attend {
+            self.attend();
+        }
     }
 
     /// Brings the cluster back to full strength in the background, if it lacks something that can be had: spares take the

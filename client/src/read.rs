@@ -230,7 +230,9 @@ impl Log {
         let waited_for = common(seen, &holes);
         if waited_for.is_empty() {
             // One wait for all of them; then they are looked at again, and what is still empty is settled.
-            self.shared.host.clock.sleep(self.hole_wait()).await;
+            let wait = self.hole_wait();
+            metrics::histogram!("milonga_client_hole_wait_seconds").record(wait.as_secs_f64());
+            self.shared.host.clock.sleep(wait).await;
             *seen = holes;
         } else {
             self.settle(layout, &waited_for, end).await?;
