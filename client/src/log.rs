@@ -79,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) changes: reconfigure::Changes,
     /// How many relays this client may have under way.
     pub(crate) relays: tokio::sync::Semaphore,
+    /// The term whose layout was last looked at for what it lacks.
+    looked_after: AtomicU64,
     /// Whether this client brings the cluster back to full strength.
     attending: AtomicBool,
     /// When this client last reported a server it suspects.
@@ -116,6 +118,7 @@ impl Log {
             mended: AtomicU64::new(0),
             changes: reconfigure::Changes::default(),
             relays: tokio::sync::Semaphore::new(reconfigure::RELAYS_MAX),
+            looked_after: AtomicU64::new(u64::MAX),
             attending: AtomicBool::new(false),
             suspected: Mutex::new(None),
             damage_told: Mutex::new(None),
@@ -188,10 +191,16 @@ impl Log {
     /// # Errors
     /// [`Unavailable`] if the deadline passes without a majority.
     pub async fn layout(&self) -> Result<Arc<Decided>, Unavailable> {
-        match self.shared.layouts.known() {
-            Some(known) => Ok(known),
-            None => Box::pin(self.first_layout()).await,
+        let decided = match self.shared.layouts.known() {
+            Some(known) => known,
+            None => Box::pin(self.first_layout()).await?,
+        };
+        let (looked, term) = (&self.shared.looked_after, decided.layout.term.0);
+        if looked.load(Ordering::Relaxed) != term {
+            looked.store(term, Ordering::Relaxed);
+            self.attend_unasked();
         }
+        Ok(decided)
     }
 
     async fn first_layout(&self) -> Result<Arc<Decided>, Unavailable> {
@@ -446,9 +455,7 @@ impl Log {
             if let Err(error) = log.look_and_mend(term, &failure).await {
                 tracing::debug!(%error, "could not mend");
             }
-            if log.options.mend {
-                log.attend();
-            }
+            log.attend_unasked();
         };
         self.attempt(patience, term, attempt).await;
     }
@@ -520,6 +527,12 @@ impl Log {
     /// The last changes of layout that this client brought about, oldest first.
     pub fn changes(&self) -> Vec<reconfigure::Phases> {
         self.shared.changes.all()
+    }
+
+    fn attend_unasked(&self) {
+        if self.options.mend && self.options.attend {
+            self.attend();
+        }
     }
 
     /// Brings the cluster back to full strength in the background, if it lacks something that can be had: spares take the

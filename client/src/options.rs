@@ -19,6 +19,9 @@ pub struct Options {
     pub settle: bool,
     /// Whether a control certificate mends what it meets: finishes half-done terms, rebuilds the sequencer.
     pub mend: bool,
+    /// Whether such a client also brings the cluster back to full strength in the background, when it sees that something is
+    /// missing: spares, copies, units that left and answer again.
+    pub attend: bool,
     /// How long a unit that was left out must have answered before a control client empties it and takes it back.
     pub steady: Duration,
 }
@@ -33,6 +36,7 @@ impl Default for Options {
             read_bytes: 1 << 20,
             settle: true,
             mend: true,
+            attend: true,
             steady: Duration::from_secs(60),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use futures_util::future::join_all;
 use milonga_host::BoxFuture;
 use milonga_wire::limits::SPANS_MAX;
-use milonga_wire::{Chain, ConfirmedEnd, Layout, Payload, Position, Span};
+use milonga_wire::{Chain, ConfirmedEnd, Layout, Payload, Position, Role, Span};
 
 use crate::chain::Found;
 use crate::entry::{Entry, Kind};
@@ -132,7 +132,16 @@ impl Log {
                 Ok(Some(round)) => return Ok(round),
                 Ok(None) => {
                     patience
-                        .pause(|| format!("positions from {} are being settled", span.start))
+                        .pause(|| {
+                            let start = span.start;
+                            if self.may(Role::Writer) {
+                                format!("positions from {start} are being settled")
+                            } else {
+                                format!(
+                                    "positions from {start} are holes, which writers and caretakers settle when they meet them, and none has"
+                                )
+                            }
+                        })
                         .await?;
                 }
                 Err(Trouble::Unknown {
@@ -249,7 +258,9 @@ impl Log {
         let waited_for = common(seen, &holes);
         if waited_for.is_empty() {
             // One wait for all of them; then they are looked at again, and what is still empty is settled.
-            self.shared.host.clock.sleep(self.hole_wait()).await;
+            let wait = self.hole_wait();
+            metrics::histogram!("milonga_client_hole_wait_seconds").record(wait.as_secs_f64());
+            self.shared.host.clock.sleep(wait).await;
             *seen = holes;
         } else {
             self.settle(layout, &waited_for, end).await?;

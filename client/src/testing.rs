@@ -302,6 +302,19 @@ impl Cluster {
         self.unit(unit, |unit| unit.damage(Position(position)));
     }
 
+    /// The disk of `unit` failed: it says so, reads, and does nothing else.
+    pub(crate) fn fail_disk(&self, unit: &str) {
+        self.unit(unit, |unit| unit.failed = true);
+    }
+
+    /// `unit` runs on another directory, which is not empty.
+    pub(crate) fn change_identity(&self, unit: &str) {
+        let number = self.number();
+        self.unit(unit, |unit| {
+            unit.server.identity = Identity([number as u8; 16]);
+        });
+    }
+
     /// `unit` does not know of its last trim any more, as after a restart on a disk that lied about it.
     pub(crate) fn forget_trim(&self, unit: &str) {
         self.unit(unit, Unit::forget_trim);
@@ -502,9 +515,8 @@ impl State {
                         spoken,
                         unit.damaged(),
                     );
-                    if let (true, Reply::Described(said)) = (unit.room != Room::Plenty, &mut reply)
-                    {
-                        said.state = "full".to_owned();
+                    if let Reply::Described(said) = &mut reply {
+                        said.state = unit.condition().to_owned();
                     }
                     Ok((reply, payload))
                 }

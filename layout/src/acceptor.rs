@@ -23,6 +23,8 @@ pub const LAYOUT_BYTES_MAX: usize = 3 << 20;
 
 /// The largest number of acceptances that a decision needs: all of five layout servers.
 const ACCEPTANCES_MAX: usize = 5;
+/// How far above the number promised last a rank may be.
+const NUMBERS_AHEAD_MAX: u64 = 1 << 32;
 
 /// What this acceptor promised and accepted in one undecided term.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -385,8 +387,13 @@ impl Acceptor {
     }
 }
 
-/// A1.
+/// A1. A number far above all that were promised would leave no room for anybody else (3.9).
 fn check_rank(vote: Option<&Vote>, rank: Rank) -> Result<(), Refusal> {
+    let promised = vote.map_or(0, |vote| vote.promised.number);
+    if rank.number > promised.saturating_add(NUMBERS_AHEAD_MAX) {
+        let why = format!("the number {} of a rank, after {promised}", rank.number);
+        return Err(Refusal::malformed(why));
+    }
     match vote {
         Some(vote) if rank < vote.promised => Err(Refusal::Outranked {
             promised: vote.promised,

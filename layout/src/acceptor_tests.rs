@@ -422,3 +422,16 @@ fn a_history_with_a_gap_is_not_recovered() {
     assert!(recover(&[1], None).is_err());
     assert!(recover(&[0, 1], Some(3)).is_err());
 }
+
+/// 3.9: one proposer does not take all numbers that there are.
+#[test]
+fn a_rank_far_above_all_others_is_refused() {
+    let mut acceptor = acceptor(1, 1);
+    let refused = prepares(&mut acceptor, 1, u64::MAX);
+    assert!(
+        matches!(refused, Err(Refusal::Malformed { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(prepares(&mut acceptor, 1, 7), Ok(promised(7, None)));
+    assert!(prepares(&mut acceptor, 1, 7 + (1 << 32)).is_ok());
+}

@@ -317,12 +317,15 @@ impl Shared {
                         respond,
                     });
                 }
-                Work::Reset(of) => self.do_now(Later {
-                    wanted: Now::Reset(of),
-                    term,
-                    who,
-                    respond,
-                }),
+                Work::Reset(of) => {
+                    let wanted = Now::Reset(of);
+                    self.confirmations.push_reset(Later {
+                        wanted,
+                        term,
+                        who,
+                        respond,
+                    });
+                }
             },
             Wanted::Sequencer(_) => respond.send(Err(wrong_kind("sequencer"))),
             Wanted::Layout(_) => respond.send(Err(wrong_kind("layout server"))),

@@ -322,7 +322,7 @@ impl From<ResetError> for Failure {
         let code = match &error {
             ResetError::Layouts(_) | ResetError::HalfDecided(_) => Code::Unavailable,
             ResetError::Listed { .. } => Code::Conflict,
-            ResetError::WrongKind(_) => Code::Failed,
+            ResetError::WrongKind(_) | ResetError::Another(_) => Code::Failed,
             ResetError::Server(failure) => code_of_server(failure),
         };
         Self::new(code, error)

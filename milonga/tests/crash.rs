@@ -151,6 +151,28 @@ fn an_append_whose_outcome_is_unknown_prints_a_stamp_that_any_process_resumes() 
     if resumed.json()["outcome"].is_null() {
         assert_eq!(again.json()["first"], position);
     }
+
+    // A stamp of records that are proved not to be in the log: a resume appends them, and the next one finds that.
+    let (session, _) = stamp.split_once('-').unwrap();
+    let lost = format!("{session}-77@0:0+1/0");
+    let args = [
+        "-o", "json", "log", "append", "--lines", "-", "--resume", &lost,
+    ];
+    let first = dev.feed(&args, b"one\ntwo\n").done().json();
+    assert_eq!(first["appended"], 2);
+    for _ in 0..2 {
+        let again = dev.feed(&args, b"one\ntwo\n").done().json();
+        assert_eq!(
+            (&again["first"], &again["last"]),
+            (&first["first"], &first["last"])
+        );
+    }
+    let held = dev.run(&["log", "read", "0..", "--raw"]).done().out;
+    assert_eq!(
+        (held.matches("one").count(), held.matches("two").count()),
+        (1, 1),
+        "{held}"
+    );
 }
 
 /// Design 6.9: beside the layout servers a caretaker acts, so that clients without a control certificate carry on.

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use milonga_host::{Host, Moment};
-use milonga_wire::{Identity, Kind, Layout, Server};
+use milonga_wire::{Description, Identity, Kind, Layout, Server};
 
 use crate::log::Log;
 use crate::reconfigure::drive::{describe, make, writing};
 use crate::reconfigure::heal::{heal_unattended, is_short};
 use crate::reconfigure::plan::Change;
-use crate::reconfigure::reset::reset_left_unit;
+use crate::reconfigure::reset::reset;
 
 /// The first pause.
 const FIRST: Duration = Duration::from_millis(500);
@@ -67,8 +67,9 @@ async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
     let now = log.host().clock.now();
     let layout = &known.layout;
     let answers = join_all(layout.left.iter().map(|unit| async move {
-        let writing = writing(log, unit, layout.term).await;
-        writing.is_some().then_some(unit)
+        // Another directory is taken if nothing is on it: whatever else answers there is nobody's to empty.
+        let said = writing(log, unit, layout.term).await?;
+        (said.identity == unit.identity || said.blank).then_some(unit)
     }));
     let answering: Vec<&Server> = answers.await.into_iter().flatten().collect();
     steady.retain(|identity, _| answering.iter().any(|unit| unit.identity == *identity));
@@ -86,12 +87,37 @@ async fn readmit(log: &Log, steady: &mut BTreeMap<Identity, Moment>) -> bool {
     !answering.is_empty()
 }
 
+/// Takes back the units that left and answer now, without waiting whether they go on to. Whether any came.
+pub(super) async fn readmit_now(log: &Log) -> bool {
+    let Ok(known) = log.shared.layouts.read().await else {
+        return false;
+    };
+    let layout = &known.decided.layout;
+    let mut any = false;
+    for unit in &layout.left {
+        let said = writing(log, unit, layout.term).await;
+        let is_it = said.is_some_and(|said| said.identity == unit.identity || said.blank);
+        if is_it && !misses_something(log, layout).await {
+            match bring_back(log, unit).await {
+                Ok(()) => any = true,
+                Err(error) => {
+                    tracing::info!(%error, unit = %unit.name, "a unit that left cannot come back");
+                }
+            }
+        }
+    }
+    any
+}
+
 /// Whether something is out of reach, damaged or lost, as far as the layout and its units say.
 async fn misses_something(log: &Log, layout: &Layout) -> bool {
     let units = layout.units.iter();
     let whole = join_all(units.map(|unit| async move {
         let said = describe(log, unit, Kind::LogUnit).await;
-        said.is_ok_and(|said| said.damaged == 0)
+        let is_whole = |said: Description| {
+            said.identity == unit.identity && said.damaged == 0 && said.state != "failed"
+        };
+        said.is_ok_and(is_whole)
     }));
     let mut chains = layout.chains();
     !layout.lost.is_empty()
@@ -103,7 +129,7 @@ async fn bring_back(
     log: &Log,
     unit: &Server,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let reset = reset_left_unit(log, &unit.address).await?;
+    let reset = reset(log, &unit.address, Some(unit.identity)).await?;
     let change = Change {
         spares: vec![reset.unit],
         heal: true,

@@ -9,11 +9,12 @@ use milonga_host::Peer;
 use milonga_host::net::PeerKind;
 use milonga_wire::limits::{STRIPE_WIDTH_MAX, STRIPE_WIDTH_MIN};
 use milonga_wire::{
-    Address, Description, Kind, Layout, Position, Refusal, Server, ServerName, Span,
+    Address, Description, Kind, Layout, LayoutReply, LayoutRequest, Position, Refusal, Server,
+    ServerName, Span, Term,
 };
 
 use crate::log::Log;
-use crate::reconfigure::drive::describe;
+use crate::reconfigure::drive::{ChangeError, describe};
 use crate::reconfigure::plan::Change;
 use crate::reconfigure::wish::{HandError, Wish};
 
@@ -305,7 +306,7 @@ impl<'a> Hand<'a> {
         chains.find(|(_, units)| units.contains(&unit.identity))
     }
 
-    /// A unit that is to serve in the open segment: a spare, one that serves closed segments only, or a new one.
+    /// A unit that is to serve in the open segment: a spare, or a new one (P8).
     async fn comes(&self, named: &str, in_place: Option<&ServerName>) -> Result<Server, HandError> {
         match self.unit(named) {
             Ok(known) if self.chain_of(known).is_some() => {
@@ -321,10 +322,11 @@ impl<'a> Hand<'a> {
                 }
                 Err(self.in_use(known))
             }
-            Ok(known) => {
+            Ok(known) if find(&self.layout.spares, known.name.as_str()).is_some() => {
                 self.answers(known, Kind::LogUnit).await?;
                 Ok(known.clone())
             }
+            Ok(known) => Err(self.in_use(known)),
             Err(not_found) => {
                 if named.parse::<Address>().is_err() {
                     return Err(not_found);
@@ -411,7 +413,26 @@ impl<'a> Hand<'a> {
                 known.name, known.address, known.name
             )));
         }
+        // Of another cluster of the same certificates, or of this one's past, in use or not.
+        let serves = ["serving", "full"].contains(&said.state.as_str());
         let is_empty = said.end == Position::FIRST && said.trimmed == Position::FIRST;
+        if serves && (kind == Kind::Sequencer || kind == Kind::LogUnit && is_empty) {
+            return Err(HandError::Precondition(format!(
+                "{} ({address}) serves in term {} of a layout that is not the newest one here; expected a server of no cluster; \
+                 stop the other cluster, or give it a new directory",
+                said.name, said.term
+            )));
+        }
+        if kind == Kind::Layout
+            && said.state != "blank"
+            && !self.has_our_history(&said, address).await?
+        {
+            return Err(HandError::Precondition(format!(
+                "{} ({address}) decides the layouts of another cluster; expected a new layout server, or one of this cluster; \
+                 give it an empty directory",
+                said.name
+            )));
+        }
         if kind == Kind::LogUnit && !said.blank && !is_empty {
             return Err(HandError::Precondition(format!(
                 "{} ({address}) is not blank: it holds positions below {}; expected an empty one; \
@@ -420,6 +441,23 @@ impl<'a> Hand<'a> {
             )));
         }
         Ok(said)
+    }
+
+    /// Whether a layout server knows the same first layout as this cluster's.
+    async fn has_our_history(&self, said: &Description, address: &str) -> Result<bool, HandError> {
+        let server = listed(said.clone(), address)?;
+        let calls = &self.log.shared.calls;
+        let asked = calls.layout(&server, Term::GENESIS, LayoutRequest::At);
+        let ours = self.log.shared.layouts.decided_at(Term::GENESIS).await;
+        let ours = ours
+            .map_err(ChangeError::from)?
+            .map(|decided| decided.layout);
+        Ok(match asked.await {
+            Ok(LayoutReply::At { decided }) => {
+                decided.is_none_or(|decided| Some(decided.layout) == ours)
+            }
+            _ => false,
+        })
     }
 
     fn everyone(&self) -> impl Iterator<Item = &'a Server> {

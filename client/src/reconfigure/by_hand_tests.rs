@@ -97,6 +97,21 @@ fn dead(cluster: &Cluster, name: &str) {
     cluster.rule(move |server, _| (server == name).then_some(Fault::Down));
 }
 
+/// P8: a unit that is kept for closed positions may hold what its chain never acknowledged. It comes back empty, or not at all.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_is_kept_for_closed_positions_does_not_come_back_as_it_is() {
+    let cluster = Cluster::new(2, 1, 1);
+    let log = cluster.client(Role::Control);
+    fill_up(&log, 10).await;
+    done(&log, Wish::RemoveChain { chain: 1 }).await;
+    let term = cluster.layout().term;
+
+    let unit = text("u-10");
+    let error = refused(&log, Wish::AddUnit { chain: 0, unit }).await;
+    assert!(error.to_string().contains("closed positions"), "{error}");
+    assert_eq!(cluster.layout().term, term);
+}
+
 /// Design 6.7: one command each, with appends in flight all the time.
 #[tokio::test(start_paused = true)]
 async fn units_chains_and_spares_come_and_go_while_appends_go_on() {

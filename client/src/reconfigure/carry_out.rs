@@ -5,13 +5,17 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use milonga_host::Host;
 use milonga_wire::{Decided, Identity, Kind, Layout, Server};
 
 use crate::log::Log;
+use crate::reconfigure::attend::readmit_now;
 use crate::reconfigure::by_hand::{build, took_effect};
-use crate::reconfigure::drive::{describe, make};
+use crate::reconfigure::drive::{describe, is_closed_only, make};
+use crate::reconfigure::finish::complete;
 use crate::reconfigure::heal::{Gap, copy, gaps_without, heal};
 use crate::reconfigure::plan::{Change, PlanError};
 use crate::reconfigure::preview::{Preview, Said, positions_in, preview};
@@ -19,6 +23,9 @@ use crate::reconfigure::wish::{HandError, Wish};
 
 /// How often others may come first.
 const TRIES: u32 = 8;
+/// How often what was refused is looked at again while somebody is silent, and the pause before.
+const LOOKS: u32 = 2;
+const LOOK: Duration = Duration::from_millis(500);
 /// Steps of a drain: a unit in, what was closed meanwhile copied, the unit out; and some more for what others change.
 const DRAIN_STEPS: u32 = 32;
 
@@ -49,30 +56,112 @@ pub async fn carry_out(log: &Log, wish: &Wish, why: &str) -> Result<Arc<Decided>
         }
         _ => {}
     }
+    let Host { clock, random, .. } = log.host();
+    let (mut looks, mut last) = (0, None);
     for _ in 0..TRIES {
         let newest = log.newest_layout().await?;
         let old = &newest.layout;
-        let change = build(log, old, wish).await?;
-        look_ahead(log, old, wish, &change).await?;
-        let decided = make(log, old.term, &change, why).await?;
-        if took_effect(&change, old, &decided.layout) {
-            return Ok(decided);
+        let change = match build(log, old, wish).await {
+            Ok(change) => change,
+            Err(refused) => {
+                // Another's change may have come between the layout and the look at who comes.
+                if log.newest_layout().await?.layout.term == old.term {
+                    return Err(refused);
+                }
+                last = Some(refused);
+                continue;
+            }
+        };
+        let tried = match look_ahead(log, old, wish, &change).await {
+            Ok(_) => make(log, old.term, &change, why)
+                .await
+                .map_err(HandError::from),
+            Err(refused) => Err(refused),
+        };
+        let error = match tried {
+            Ok(decided) if took_effect(&change, old, &decided.layout) => return Ok(decided),
+            Ok(_) => continue,
+            Err(error) => error,
+        };
+        // Others at work make servers slow, and layouts old: what was refused is looked at again before it is said.
+        let is_old = log.newest_layout().await?.layout.term > old.term;
+        if !is_old && (looks >= LOOKS || all_answer(log, old, &change).await) {
+            return Err(error);
         }
+        looks += u32::from(!is_old);
+        last = Some(error);
+        clock.sleep(random.jittered(LOOK)).await;
     }
-    Err(HandError::Overtaken(TRIES))
+    Err(last.unwrap_or(HandError::Overtaken(TRIES)))
 }
 
-/// Takes spares, copies and lists until nothing is left to do.
+/// Whether every server of `layout`, and all that come, can be asked now: nothing was refused for a silence that passes.
+async fn all_answer(log: &Log, layout: &Layout, change: &Change) -> bool {
+    let said = ask(log, layout, change).await;
+    let units = layout.units.iter().chain(&layout.spares);
+    let mut servers = units.chain(change.arrivals()).chain([&layout.sequencer]);
+    servers.all(|server| said.servers.contains_key(&server.identity))
+}
+
+/// Takes spares, and if those are too few units that left and answer, copies and lists until nothing is left to do.
 ///
 /// # Errors
 /// [`HandError`]. What was copied stays copied.
 pub async fn heal_all(log: &Log, why: &str) -> Result<(), HandError> {
     for _ in 0..DRAIN_STEPS {
-        if heal(log, why).await?.is_none() {
-            return Ok(());
+        let healed = heal(log, why).await?.is_some();
+        let is_short = || async { shortage(&log.newest_layout().await.ok()?.layout) };
+        if healed || is_short().await.is_some() && readmit_now(log).await {
+            continue;
         }
+        restore(log).await?;
+        return Ok(());
     }
     Err(HandError::Overtaken(DRAIN_STEPS))
+}
+
+/// Puts back, on every unit, what it lacks of what is closed, as far as another one holds it. A new term begins that in the
+/// background; whoever is about to end waits for it here.
+///
+/// # Errors
+/// [`HandError`] if the layout cannot be read.
+pub async fn restore(log: &Log) -> Result<(), HandError> {
+    complete(log, &log.newest_layout().await?.layout).await;
+    Ok(())
+}
+
+/// What keeps the cluster of `layout` from full strength, in words for people: which chains are short, or out of reach.
+pub fn shortage(layout: &Layout) -> Option<String> {
+    let replicas = usize::from(layout.settings.replicas);
+    let open = layout.open_segment().chains.iter().enumerate();
+    let mut short = open.filter(|(_, chain)| chain.units.len() < replicas);
+    if let Some((number, chain)) = short.next() {
+        return Some(format!(
+            "chain {number} has {} of {replicas} units, and no spare that answers is there for it; try `milonga cluster add-spare ADDRESS`",
+            chain.units.len()
+        ));
+    }
+    let closed = layout
+        .segments
+        .iter()
+        .filter(|segment| segment.end.is_some());
+    for segment in closed {
+        for chain in &segment.chains {
+            let span = segment.span();
+            if chain.unreachable {
+                return Some(format!(
+                    "no unit that holds positions of {span} answers; start one of them"
+                ));
+            }
+            if chain.units.len() < replicas {
+                return Some(format!(
+                    "positions of {span} have {} of {replicas} copies, and nobody is there to take one more; try `milonga cluster add-spare ADDRESS`",
+                    chain.units.len()
+                ));
+            }
+        }
+    }
+    None
 }
 
 /// How many positions are still to be copied for `wish`, as the units that are copied to say.
@@ -135,7 +224,22 @@ async fn look_ahead(
         }
         _ => (vec![change.clone()], BTreeSet::new()),
     };
-    preview(layout, &changes, &leaving, &said).map_err(|error| refused(layout, change, error))
+    let shown = preview(layout, &changes, &leaving, &said)
+        .map_err(|error| refused(layout, change, error))?;
+    // Who is silent, and needed for what is closed only, cannot leave: a term would change nothing.
+    let closed_only = layout.units.iter().find(|unit| {
+        change.leaves(&unit.identity)
+            && is_closed_only(layout, unit)
+            && shown.layout.unit(unit.identity).is_some()
+    });
+    if let (Some(unit), false) = (closed_only, matches!(wish, Wish::Drain { .. })) {
+        let name = &unit.name;
+        return Err(HandError::Precondition(format!(
+            "{name} cannot leave: it does not answer, and nobody else is sure to hold the closed positions that it is listed for; \
+             start it; or, if it never comes back, as an admin `milonga cluster evict {name} --force-lose-data`"
+        )));
+    }
+    Ok(shown)
 }
 
 /// A plan that is refused because of somebody who leaves by hand is nobody's failure to answer.

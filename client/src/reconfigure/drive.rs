@@ -120,6 +120,37 @@ pub async fn mend(
     why: &str,
     suspect: Option<&ServerName>,
 ) -> Result<Arc<Decided>, ChangeError> {
+    let mended = mend_once(log, why, suspect).await;
+    // Who says that it is well and takes no seal or announcement stops everybody: the others are asked about it now.
+    let blamed = mended.as_ref().err().and_then(blamed);
+    match blamed.filter(|blamed| suspect != Some(blamed)) {
+        Some(blamed) => mend_once(log, why, Some(&blamed)).await,
+        None => mended,
+    }
+}
+
+/// The server that made a change fail by not doing what it was asked.
+fn blamed(error: &ChangeError) -> Option<ServerName> {
+    match error {
+        ChangeError::Server(failure) => {
+            let is_silent = match failure {
+                Failure::Call(_) => true,
+                Failure::Refused { refusal, .. } => {
+                    matches!(refusal, Refusal::DiskFailed { .. })
+                }
+            };
+            failure.server().filter(|_| is_silent)
+        }
+        ChangeError::Plan(PlanError::Missing(names)) => names.first()?.parse().ok(),
+        _ => None,
+    }
+}
+
+async fn mend_once(
+    log: &Log,
+    why: &str,
+    suspect: Option<&ServerName>,
+) -> Result<Arc<Decided>, ChangeError> {
     let host = log.host();
     let (mut known, mut survey) = look(log, suspect).await?;
     let term = known.layout.term;
@@ -241,7 +272,7 @@ async fn make_after(
             // Somebody is at it, or died over it: outbidding takes longer than letting them finish (H19).
             continue;
         }
-        number = seen.unwrap_or(0).max(number) + 1;
+        number = seen.unwrap_or(0).max(number).saturating_add(1);
         let rank = Rank {
             number,
             proposer: host.random.id(),
@@ -368,10 +399,11 @@ async fn compute(
     let asked = all.filter(|unit| !is_absent(unit));
     let seals =
         join_all(asked.map(|unit| async move { (unit, seal_unit(reach, unit, term).await) }));
-    let mut units = BTreeMap::new();
+    let (mut units, mut damaged) = (BTreeMap::new(), BTreeSet::new());
     for (unit, sealed) in seals.await {
         let failure = match sealed {
-            Ok(sealed) => {
+            Ok((sealed, is_damaged)) => {
+                damaged.extend(is_damaged.then_some(sealed.identity));
                 units.insert(sealed.identity, sealed);
                 continue;
             }
@@ -414,11 +446,12 @@ async fn compute(
         units,
         counter,
         whole,
+        damaged,
     };
     let mut layout = next(old, change, &seals, &first, Origin::default())?;
     layout.origin = Origin {
         by: log.caller().name.to_string(),
-        why: cut(why.to_owned()),
+        why: cut(why.replace(char::is_control, " ")),
         change: words::changed(old, &layout),
         at_ms: log.host().clock.wall_ms(),
     };
@@ -578,9 +611,9 @@ pub(super) async fn describe(
     log.shared.calls.describe(&peer(server, kind)).await
 }
 
-/// Whoever is at the address of `unit`, if it answers, and writes: there are disks that do everything but that. It may be on
-/// another directory by now.
-pub(super) async fn writing(log: &Log, unit: &Server, term: Term) -> Option<Server> {
+/// What is said at the address of `unit` by whoever answers there, if it writes: there are disks that do everything but that. It
+/// may be on another directory by now.
+pub(super) async fn writing(log: &Log, unit: &Server, term: Term) -> Option<Description> {
     let said = describe(log, unit, Kind::LogUnit).await.ok()?;
     if matches!(said.state.as_str(), "failed" | "full" | "draining") {
         return None;
@@ -592,7 +625,12 @@ pub(super) async fn writing(log: &Log, unit: &Server, term: Term) -> Option<Serv
     };
     let (calls, payload) = (&log.shared.calls, Payload::new());
     let probed = calls.unit(&unit, term, UnitRequest::Probe, payload).await;
-    probed.is_ok().then_some(unit)
+    probed.is_ok().then_some(said)
+}
+
+/// Whether `unit` takes a seal: that of the decided `term`, which changes nothing if it has it, and takes the way of the next.
+pub(super) async fn can_be_sealed(reach: &Reach<'_>, unit: &Server, term: Term) -> bool {
+    seal_unit(reach, unit, term).await.is_ok()
 }
 
 /// The server as it runs now, if its directory is still the one that the layout lists.
@@ -602,6 +640,16 @@ async fn present(
     kind: Kind,
     term: Term,
 ) -> Result<Server, Failure> {
+    Ok(found(reach, server, kind, term).await?.0)
+}
+
+/// The same, and what it says of itself.
+async fn found(
+    reach: &Reach<'_>,
+    server: &Server,
+    kind: Kind,
+    term: Term,
+) -> Result<(Server, Description), Failure> {
     let found = reach.describe(server, kind, term).await?;
     if found.identity != server.identity {
         let refusal = Refusal::WrongServer {
@@ -613,10 +661,11 @@ async fn present(
             refusal,
         });
     }
-    Ok(Server {
+    let server = Server {
         incarnation: found.incarnation,
         ..server.clone()
-    })
+    };
+    Ok((server, found))
 }
 
 /// Whether somebody has sealed or decided a later term.
@@ -627,10 +676,17 @@ pub(super) fn is_over(failure: &Failure) -> bool {
     )
 }
 
-async fn seal_unit(reach: &Reach<'_>, unit: &Server, term: Term) -> Result<Sealed, Failure> {
-    let unit = present(reach, unit, Kind::LogUnit, term).await?;
+/// Seals `unit` for `term`. With what it said, whether it knows of damaged records.
+async fn seal_unit(
+    reach: &Reach<'_>,
+    unit: &Server,
+    term: Term,
+) -> Result<(Sealed, bool), Failure> {
+    let (unit, said) = found(reach, unit, Kind::LogUnit, term).await?;
     match reach.unit(&unit, term, UnitRequest::Seal).await? {
-        UnitReply::Sealed(sealed) if sealed.identity == unit.identity => Ok(*sealed),
+        UnitReply::Sealed(sealed) if sealed.identity == unit.identity => {
+            Ok((*sealed, said.damaged > 0))
+        }
         _ => Err(unexpected(unit.name.as_str())),
     }
 }

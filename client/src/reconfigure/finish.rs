@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::future::{join, join_all};
+use futures_util::future::join_all;
 use milonga_wire::limits::{BACKPOINTERS, STREAM_TAILS_PAGE_MAX};
 use milonga_wire::{
     Before, BootstrapPage, Decided, Kind, Layout, Payload, Position, SequencerReply,
@@ -70,9 +70,7 @@ async fn put_to_work(log: &Log, decided: &Decided, far: &Far) -> Result<(), Chan
         bootstrap(log, reach, decided, tails).await?;
     }
     let layout = layout.clone();
-    log.background(|log| async move {
-        join(raise_trims(&log, &layout), restore_lacking(&log, &layout)).await;
-    });
+    log.background(|log| async move { complete(&log, &layout).await });
     Ok(())
 }
 
@@ -235,6 +233,12 @@ fn merge(into: &mut Before, other: Before) {
         (Before::Unknown, _) => {}
         (_, Before::Unknown) => *into = Before::Unknown,
     }
+}
+
+/// Raises trim points, then puts back what units lack of what is closed.
+pub(super) async fn complete(log: &Log, layout: &Layout) {
+    raise_trims(log, layout).await;
+    restore_lacking(log, layout).await;
 }
 
 /// Tells the units of `layout` that lie below it the highest trim point of any: a trim that some never heard of, or that a

@@ -19,9 +19,10 @@ use milonga_wire::{
 
 use crate::chain::{Found, OneChain};
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, describe, make, writing};
+use crate::reconfigure::drive::{ChangeError, can_be_sealed, describe, make, writing};
 use crate::reconfigure::finish::raise_trim;
 use crate::reconfigure::plan::Change;
+use crate::reconfigure::reach::{Far, Reach};
 
 /// Positions that one step of a copy covers at most.
 const STEP_POSITIONS: u64 = 16_384;
@@ -134,7 +135,7 @@ async fn heal_what(
 ) -> Result<Option<Arc<Decided>>, ChangeError> {
     let mut newest = log.shared.layouts.read().await?.decided;
     let mut healed = None;
-    if may_take_spares(&newest.layout) && has_ready_spare(log, &newest.layout).await {
+    if may_take_spares(&newest.layout) && has_ready_spare(log, &newest).await {
         let spares = Change {
             heal: true,
             ..Change::default()
@@ -168,11 +169,15 @@ async fn heal_what(
     failed.map_or(Ok(healed), Err)
 }
 
-/// Whether a spare writes. A term for one that does not would change nothing, and another would follow it.
-async fn has_ready_spare(log: &Log, layout: &Layout) -> bool {
+/// Whether a spare writes, and can be sealed. A term for one that does not would change nothing, and another would follow it.
+async fn has_ready_spare(log: &Log, decided: &Decided) -> bool {
+    let layout = &decided.layout;
+    let near = &Far::default();
     let ready = join_all(layout.spares.iter().map(|spare| async move {
         let there = writing(log, spare, layout.term).await;
+        let reach = &Reach::new(log, decided, near);
         there.is_some_and(|there| there.identity == spare.identity)
+            && can_be_sealed(reach, spare, layout.term).await
     }));
     ready.await.contains(&true)
 }

@@ -9,6 +9,9 @@
 //! - P6 A unit is listed for a closed segment only if it holds all of it, or if that part of the log is declared lost.
 //! - P7 What an admin's override gives up stands in [`Layout::lost`]; only there is anything given up, and whoever is left
 //!   out for it comes back as a new unit or not at all.
+//! - P8 Whoever comes into the open segment holds nothing. What a unit held while its chain went on without it proves nothing:
+//!   a copy would leave it there.
+//! - P9 By hand, nobody who answers leaves to whom knows of damaged records: the last good copy may go with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -88,6 +91,8 @@ pub struct Seals {
     pub counter: Option<Position>,
     /// Which units were found to hold every position of a closed chain: the segment's start, the chain's number.
     pub whole: BTreeSet<(Position, usize, Identity)>,
+    /// Which units know of records that are damaged on their disks.
+    pub damaged: BTreeSet<Identity>,
 }
 
 /// Why there is no next layout.
@@ -97,12 +102,32 @@ pub enum PlanError {
     #[error("these log units did not answer: {}; start them again", .0.join(", "))]
     Missing(Vec<String>),
     /// No unit of a chain can vouch for what the chain acknowledged.
-    #[error("no unit of the chain {} can vouch for its entries; bring back {}", chain.join(" "), missing.join(", "))]
+    #[error(
+        "no unit of the chain {} can vouch for its entries; bring back {}; if that is out of the question, \
+         `milonga cluster evict NAME --force-lose-data` gives up what only that one holds (admin)",
+        chain.join(" "),
+        missing.join(", ")
+    )]
     NoCompleteUnit {
         /// The chain's units.
         chain: Vec<String>,
         /// Those that must answer.
         missing: Vec<String>,
+    },
+    /// A unit that is to come holds entries of its own (P8).
+    #[error(
+        "{0} holds entries from before; `milonga cluster reset-unit` with its address empties it once no layout lists it"
+    )]
+    NotEmpty(String),
+    /// A unit that answers is to leave its positions to one that knows of damaged records (P9).
+    #[error(
+        "{leaves} would leave positions to {damaged}, which knows of damaged records; `milonga cluster repair` first"
+    )]
+    Damaged {
+        /// Who leaves.
+        leaves: String,
+        /// Who would stay.
+        damaged: String,
     },
     /// What is asked for makes no sense with this layout.
     #[error("{0}")]
@@ -195,7 +220,7 @@ fn left(
         change.leave.contains(&unit.identity) || change.replace.contains_key(&unit.identity)
     };
     let is_back = |unit: &Server| {
-        let mut new = change.spares.iter().chain(spares);
+        let mut new = change.arrivals().chain(spares);
         named.contains(&unit.identity) || new.any(|new| new.address == unit.address)
     };
     let gone = old.units.iter().chain(&old.spares);
@@ -227,10 +252,13 @@ fn open_chains(old: &Layout, change: &Change, seals: &Seals) -> Result<Vec<Chain
     let is_sealed = |unit: &Identity| seals.units.contains_key(unit);
     let stays = |unit: &Identity| is_sealed(unit) && !change.leaves(unit);
     let new = |unit: &Server| {
-        let missing = || PlanError::Missing(vec![unit.name.to_string()]);
-        is_sealed(&unit.identity)
-            .then_some(unit.identity)
-            .ok_or_else(missing)
+        let Some(sealed) = seals.units.get(&unit.identity) else {
+            return Err(PlanError::Missing(vec![unit.name.to_string()]));
+        };
+        if sealed.end > Position::FIRST {
+            return Err(PlanError::NotEmpty(unit.name.to_string()));
+        }
+        Ok(unit.identity)
     };
     let mut chains: Vec<Vec<Identity>> = vec![];
     let mut kept: Vec<&Chain> = vec![];
@@ -262,7 +290,7 @@ fn open_chains(old: &Layout, change: &Change, seals: &Seals) -> Result<Vec<Chain
         chains.push(chain.iter().map(new).collect::<Result<_, _>>()?);
     }
     if change.heal {
-        take_spares(old, change, &mut chains, stays);
+        take_spares(old, change, seals, &mut chains);
     }
     let names = |units: &[Identity]| units.iter().map(|unit| name(old, *unit)).collect();
     for (units, before) in chains.iter().zip(kept) {
@@ -284,13 +312,11 @@ fn open_chains(old: &Layout, change: &Change, seals: &Seals) -> Result<Vec<Chain
     Ok(chains.into_iter().map(Chain::new).collect())
 }
 
-/// Gives each chain below its target a spare that was sealed, the shortest first.
-fn take_spares(
-    old: &Layout,
-    change: &Change,
-    chains: &mut [Vec<Identity>],
-    stays: impl Fn(&Identity) -> bool,
-) {
+/// Gives each chain below its target a spare that was sealed, and holds nothing (P8), the shortest first.
+fn take_spares(old: &Layout, change: &Change, seals: &Seals, chains: &mut [Vec<Identity>]) {
+    let is_empty = |sealed: &Sealed| sealed.end == Position::FIRST;
+    let stays =
+        |unit: &Identity| seals.units.get(unit).is_some_and(is_empty) && !change.leaves(unit);
     let ready = old.spares.iter().chain(&change.spares);
     let taken: BTreeSet<Identity> = chains.iter().flatten().copied().collect();
     let ready = ready.map(|spare| spare.identity);
@@ -332,6 +358,13 @@ fn segments(
 ) -> Result<(Vec<Segment>, Vec<Span>), PlanError> {
     let trims = seals.units.values().map(|sealed| sealed.trimmed);
     let trimmed = trims.max().unwrap_or_default();
+    let is_ready = |spare: &&Identity| {
+        let sealed = seals.units.get(spare);
+        sealed.is_some_and(|sealed| sealed.end == Position::FIRST) && !change.leaves(spare)
+    };
+    let spares = old.spares.iter().chain(&change.spares);
+    let spares: Vec<Identity> = spares.map(|spare| spare.identity).collect();
+    let ready: Vec<Identity> = spares.iter().filter(is_ready).copied().collect();
     let (mut segments, mut given_up): (Vec<Segment>, Vec<Span>) = (vec![], vec![]);
     for before in &old.segments {
         let span = Span::new(before.start, before.end.unwrap_or(start));
@@ -364,7 +397,7 @@ fn segments(
                 };
                 list_whole(change, seals, &mut segment, before.start, number);
             }
-            take_over(&mut segment, open)?;
+            take_over(&mut segment, open, &ready)?;
             match segments.last_mut() {
                 Some(last)
                     if last.stripe_width == segment.stripe_width
@@ -422,8 +455,9 @@ fn list_whole(
     }
 }
 
-/// P7: a chain of which nobody is left becomes the open segment's units': they hold nothing of it, and fill it with junk.
-fn take_over(segment: &mut Segment, open: &[Chain]) -> Result<(), PlanError> {
+/// P7: a chain of which nobody is left becomes the open segment's units', or a spare's: they hold nothing of it, and fill it with
+/// junk.
+fn take_over(segment: &mut Segment, open: &[Chain], spares: &[Identity]) -> Result<(), PlanError> {
     for number in 0..segment.chains.len() {
         if !segment.chains[number].units.is_empty() {
             continue;
@@ -437,13 +471,16 @@ fn take_over(segment: &mut Segment, open: &[Chain]) -> Result<(), PlanError> {
         let same = open[number % open.len()].units.iter().filter(is_free);
         let mut heirs: Vec<Identity> = same.copied().collect();
         if heirs.is_empty() {
-            let all = open.iter().flat_map(|chain| chain.units.iter());
+            let all = open
+                .iter()
+                .flat_map(|chain| chain.units.iter())
+                .chain(spares);
             heirs = all.filter(is_free).take(1).copied().collect();
         }
         if heirs.is_empty() {
             let span = segment.span();
             let why = format!(
-                "every unit serves positions of {span} already, so none can take over the chain that is given up there; add a spare first"
+                "every unit serves positions of {span} already, so none can take over the chain that is given up there; expected a spare that answers and holds nothing; try `milonga cluster add-spare ADDRESS`"
             );
             return Err(PlanError::Refused(why));
         }
@@ -519,7 +556,23 @@ fn remaining(
         let whole = is_closed && seals.whole.contains(&(segment.start, number, *unit));
         whole || is_complete(old, seals, segment, *unit)
     };
+    let is_sent =
+        |unit: &&Identity| change.leaves(unit) && answered(unit) && !change.force.contains(unit);
     if staying.len() == chain.units.len() || staying.iter().any(vouches) {
+        let is_sound = |unit: &Identity| {
+            vouches(unit)
+                && (!seals.damaged.contains(unit)
+                    || seals.whole.contains(&(segment.start, number, *unit)))
+        };
+        if let Some(leaves) = chain.units.iter().find(is_sent)
+            && !staying.iter().any(is_sound)
+            && let Some(damaged) = staying.first()
+        {
+            return Err(PlanError::Damaged {
+                leaves: name(old, *leaves),
+                damaged: name(old, *damaged),
+            });
+        }
         return Ok(Rest {
             chain: staying,
             unreachable: false,
@@ -535,9 +588,7 @@ fn remaining(
         });
     }
     // Whoever answered keeps a chain that is short of others from being lost.
-    let is_needed =
-        |unit: &&Identity| change.leaves(unit) && answered(unit) && !change.force.contains(unit);
-    if is_closed && !chain.units.iter().any(|unit| is_needed(&unit)) {
+    if is_closed && !chain.units.iter().any(|unit| is_sent(&unit)) {
         let kept = chain.units.iter().copied();
         let kept: Vec<Identity> = kept.filter(|unit| !change.force.contains(unit)).collect();
         return Ok(Rest {

@@ -11,6 +11,7 @@ use milonga_wire::{
 
 use crate::reconfigure::heal::{Gap, gaps_without};
 use crate::reconfigure::plan::{Change, PlanError, Seals, next};
+use crate::reconfigure::words;
 
 /// What servers said of themselves. Who is missing did not answer, or runs on another directory than is listed.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +70,8 @@ pub struct Reached {
 pub struct Preview {
     /// The layout in the end.
     pub layout: Layout,
+    /// What is different, in the words of the history.
+    pub change: String,
     /// How many terms it takes.
     pub terms: u64,
     /// Copies of every part of the log, before and after.
@@ -143,6 +146,7 @@ pub(super) fn preview(
             .collect(),
         terms,
         copies,
+        change: words::changed(old, &layout),
         layout,
     })
 }
@@ -172,6 +176,11 @@ fn seals(layout: &Layout, said: &Said, change: &Change) -> Seals {
         Some((unit.identity, sealed))
     });
     let units: BTreeMap<Identity, Sealed> = units.collect();
+    let is_damaged = |unit: &&Identity| {
+        let said = said.servers.get(*unit);
+        said.is_some_and(|said| said.damaged > 0)
+    };
+    let damaged: BTreeSet<Identity> = units.keys().filter(is_damaged).copied().collect();
     let mut whole: BTreeSet<(Position, usize, Identity)> = change.list.iter().copied().collect();
     for segment in layout
         .segments
@@ -180,6 +189,7 @@ fn seals(layout: &Layout, said: &Said, change: &Change) -> Seals {
     {
         for (number, chain) in segment.chains.iter().enumerate() {
             let answering = chain.units.iter().filter(|unit| units.contains_key(unit));
+            let answering = answering.filter(|unit| !damaged.contains(unit));
             whole.extend(answering.map(|unit| (segment.start, number, *unit)));
         }
     }
@@ -188,6 +198,7 @@ fn seals(layout: &Layout, said: &Said, change: &Change) -> Seals {
         units,
         counter: counter.map(|said| said.end),
         whole,
+        damaged,
     }
 }
 

@@ -54,6 +54,11 @@ pub enum ResetError {
     /// Something else listens there.
     #[error("{0} is no log unit; give the address of one")]
     WrongKind(ServerName),
+    /// Another unit than the one that left.
+    #[error(
+        "another unit listens at the address of {0}, and is not empty; `milonga cluster reset-unit` empties it by hand"
+    )]
+    Another(ServerName),
     /// It did not answer, or refused.
     #[error(transparent)]
     Server(#[from] Failure),
@@ -65,6 +70,15 @@ pub enum ResetError {
 /// # Errors
 /// [`ResetError`].
 pub async fn reset_left_unit(log: &Log, address: &Address) -> Result<Reset, ResetError> {
+    reset(log, address, None).await
+}
+
+/// The same, but only of the unit of that identity, if one is given, or of a blank one.
+pub(super) async fn reset(
+    log: &Log,
+    address: &Address,
+    only: Option<Identity>,
+) -> Result<Reset, ResetError> {
     let known = log.shared.layouts.read().await?;
     let layout = &known.decided.layout;
     if known
@@ -94,6 +108,9 @@ pub async fn reset_left_unit(log: &Log, address: &Address) -> Result<Reset, Rese
         return Ok(Reset { unit, before: None });
     }
     let of = found.identity;
+    if only.is_some_and(|only| only != of) {
+        return Err(ResetError::Another(found.name));
+    }
     let asked = log.shared.calls.unit(
         &unit,
         layout.term,

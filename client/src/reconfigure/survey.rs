@@ -8,7 +8,9 @@ use milonga_wire::{Decided, Description, Identity, Kind, Layout, Server, ServerN
 
 use crate::calls::Failure;
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, answers_soon, describe, is_closed_only};
+use crate::reconfigure::drive::{
+    ChangeError, answers_soon, can_be_sealed, describe, is_closed_only,
+};
 use crate::reconfigure::opinion::{self, Verdict};
 use crate::reconfigure::plan::{Change, PlanError};
 use crate::reconfigure::reach::{Far, Reach};
@@ -100,14 +102,16 @@ impl Survey {
             survey.half_done |= said.term > layout.term;
             survey.restarted |= is_needed && said.incarnation != server.incarnation;
             if !is_needed && is_back(layout, server, &said) {
-                back.push(opinion::asked(log, layout, server, kind));
+                back.push((server, kind));
             }
         }
         // A later term can seal them, if they are well: one that cannot be sealed would be back in every term.
-        let back = join_all(back).await;
-        survey.restarted |= back
-            .iter()
-            .any(|(verdict, _)| *verdict == Verdict::Unfounded);
+        let reach = &Reach::new(log, known, &survey.far);
+        let back = join_all(back.into_iter().map(|(server, kind)| async move {
+            let (verdict, _) = opinion::asked(log, layout, server, kind).await;
+            verdict == Verdict::Unfounded && can_be_sealed(reach, server, layout.term).await
+        }));
+        survey.restarted |= back.await.contains(&true);
         let silent = ready.into_iter().filter(|(_, answers)| !answers);
         survey
             .absent
@@ -164,7 +168,7 @@ impl Survey {
     }
 }
 
-/// Whoever is no suspect is asked about only if it does not answer itself; a suspect that others find in trouble is not
+/// Whoever is no suspect is asked about only if it does not answer itself, or says that its disk failed; a suspect that others find in trouble is not
 /// waited for.
 async fn find(log: &Log, known: &Decided, server: &Server, kind: Kind, is_suspect: bool) -> Found {
     let layout = &known.layout;
@@ -186,8 +190,9 @@ async fn find(log: &Log, known: &Decided, server: &Server, kind: Kind, is_suspec
         }
     } else {
         match answers(said.await) {
-            Some(said) => return Found::Answers(said),
-            None => (None, asked.await),
+            // Who says of itself that it does not write is asked about, too.
+            Some(said) if said.state != "failed" => return Found::Answers(said),
+            found => (found, asked.await),
         }
     };
     match (found, verdict) {

@@ -10,6 +10,7 @@ use crate::reconfigure::drive::cut;
 pub(super) fn changed(old: &Layout, new: &Layout) -> String {
     let mut words = units(old, new);
     words.extend(chains(old, new));
+    words.extend(copies(old, new));
     words.extend(servers(old, new));
     words.extend(settings(old, new));
     if words.is_empty() {
@@ -65,6 +66,27 @@ fn chains(old: &Layout, new: &Layout) -> Vec<String> {
         words.push(format!("stripes of {}", after.stripe_width));
     }
     words
+}
+
+/// Who is listed for closed positions that others held alone before.
+fn copies(old: &Layout, new: &Layout) -> Option<String> {
+    let mut listed = BTreeSet::new();
+    for segment in new.segments.iter().filter(|segment| segment.end.is_some()) {
+        let before = old.segment_of(segment.start);
+        if before.chains.len() != segment.chains.len() || before.end.is_none() {
+            continue;
+        }
+        for (chain, before) in segment.chains.iter().zip(&before.chains) {
+            let is_new = |unit: &&Identity| !before.units.contains(unit);
+            listed.extend(chain.units.iter().filter(is_new));
+        }
+    }
+    let names: Vec<String> = listed
+        .iter()
+        .filter_map(|unit: &&Identity| new.unit(**unit))
+        .map(|unit| unit.name.to_string())
+        .collect();
+    said(&names, "listed for closed positions, too")
 }
 
 fn servers(old: &Layout, new: &Layout) -> Vec<String> {

@@ -28,7 +28,7 @@ pub(super) fn described(
         trimmed,
         bytes: end.0 * 100,
         reads: 0,
-        state: "serving".to_owned(),
+        state: if blank { "blank" } else { "serving" }.to_owned(),
         version: "test".to_owned(),
         damaged,
         busy_per_mille: 0,

@@ -10,7 +10,7 @@ use milonga_wire::{
 };
 
 /// How much room a unit's disk has.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
 pub(crate) enum Room {
     None,
     Reserve,
@@ -35,6 +35,7 @@ pub(super) struct Unit {
     damaged: BTreeSet<Position>,
     /// It has no room for records.
     pub(super) room: Room,
+    pub(super) failed: bool,
     streams: BTreeMap<StreamId, BTreeSet<Position>>,
 }
 
@@ -53,6 +54,7 @@ impl Unit {
             entries: BTreeMap::new(),
             damaged: BTreeSet::new(),
             room: Room::Plenty,
+            failed: false,
             streams: BTreeMap::new(),
         }
     }
@@ -89,6 +91,10 @@ impl Unit {
     }
 
     pub(super) fn serve(&mut self, term: Term, request: UnitRequest, payload: Payload) -> Replied {
+        if self.failed && !matches!(request, UnitRequest::Read { .. }) {
+            let why = "the cable is out".to_owned();
+            return Err(Refusal::DiskFailed { why });
+        }
         let reply = match request {
             UnitRequest::Write { kind, pieces } => self.write(term, kind, &pieces, payload)?,
             UnitRequest::Fill(fill) => self.fill(term, &fill)?,
@@ -160,6 +166,22 @@ impl Unit {
     pub(super) fn forget_index(&mut self, position: Position) {
         for held in self.streams.values_mut() {
             held.remove(&position);
+        }
+    }
+
+    /// As the real one says it.
+    pub(super) fn condition(&self) -> &'static str {
+        let announced = self.announced.map(|(term, _)| term);
+        if self.failed {
+            "failed"
+        } else if self.is_blank() {
+            "blank"
+        } else if announced != Some(self.term) {
+            "sealed"
+        } else if self.room < Room::Plenty {
+            "full"
+        } else {
+            "serving"
         }
     }
 

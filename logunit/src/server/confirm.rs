@@ -1,7 +1,8 @@
-//! Seals that skip terms: a layout server must know the layout before the one they are for (U2).
+//! Seals that skip terms: a layout server must know the layout before the one they are for (U2). And resets: the newest layout
+//! that the unit's own layout servers know must not list it (U12).
 //!
 //! A unit that was left out of several terms is sealed over all of them at once. Nobody else may do that: a seal of the
-//! largest term would end the unit for ever.
+//! largest term would end the unit for ever. And whoever asks for a reset may speak of another cluster's layout.
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
@@ -17,7 +18,7 @@ use milonga_wire::{
 };
 use tokio::sync::Notify;
 
-use super::{Shared, Waiting, busy, lock};
+use super::{Later, Shared, Waiting, busy, lock};
 
 /// How long a layout server may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -26,10 +27,11 @@ const SETS_MAX: usize = 4;
 /// Seals that wait for a layout server's word at most.
 const WAITING_MAX: usize = 64;
 
-/// Seals that wait, each with the term that a layout server must have seen decided.
+/// Seals that wait, each with the term that a layout server must have seen decided; and resets.
 #[derive(Default)]
 pub(super) struct Confirmations {
     waiting: Mutex<Vec<(Waiting, Term)>>,
+    resets: Mutex<Vec<Later>>,
     work: Notify,
 }
 
@@ -45,16 +47,32 @@ impl Confirmations {
             seal.respond.send(Err(busy("seals to confirm")));
         }
     }
+
+    pub(super) fn push_reset(&self, reset: Later) {
+        let mut resets = lock(&self.resets);
+        if resets.len() < WAITING_MAX {
+            resets.push(reset);
+            drop(resets);
+            self.work.notify_one();
+        } else {
+            drop(resets);
+            reset.respond.send(Err(busy("resets to confirm")));
+        }
+    }
 }
 
 impl Shared {
     pub(super) async fn confirm_for_ever(self: Arc<Self>) {
         loop {
             self.confirmations.work.notified().await;
+            let resets = std::mem::take(&mut *lock(&self.confirmations.resets));
+            for reset in resets {
+                self.confirm_reset(reset).await;
+            }
             let waiting = std::mem::take(&mut *lock(&self.confirmations.waiting));
             let least = waiting.iter().map(|(_, least)| *least).max();
             let Some(least) = least else { continue };
-            let newest = self.newest_term(least).await;
+            let newest = self.newest_layout(least).await.map(|layout| layout.term);
             for (mut seal, least) in waiting {
                 if newest.is_some_and(|newest| newest >= least) {
                     seal.asked.confirmed = true;
@@ -69,9 +87,25 @@ impl Shared {
         }
     }
 
-    /// The highest term that a layout server says is decided, as soon as one says `enough`: of those in the configuration,
-    /// and of those that took over from them.
-    async fn newest_term(&self, enough: Term) -> Option<Term> {
+    /// Does what `reset` asks if no layout lists this unit any more, as its own layout servers say.
+    async fn confirm_reset(&self, reset: Later) {
+        let identity = reset.who.identity;
+        let refusal = match self.newest_layout(reset.term).await {
+            None => Refusal::Unconfirmed { term: reset.term },
+            Some(layout) => {
+                let mut listed = layout.units.iter().chain(&layout.spares);
+                if !listed.any(|unit| unit.identity == identity) {
+                    return self.do_now(reset);
+                }
+                Refusal::InUse { term: layout.term }
+            }
+        };
+        reset.respond.send(Err(refusal));
+    }
+
+    /// The newest layout that a layout server says is decided, as soon as one is of the term `enough`: of those in the
+    /// configuration, and of those that took over from them.
+    async fn newest_layout(&self, enough: Term) -> Option<Layout> {
         let mut asked: BTreeSet<Address> = self.config.layout_servers.iter().cloned().collect();
         let mut to_ask = asked.clone();
         let mut newest: Option<Layout> = None;
@@ -91,7 +125,7 @@ impl Shared {
                 break;
             }
         }
-        newest.map(|layout| layout.term)
+        newest
     }
 
     /// The newest layout that one of `servers` says is decided, as soon as one is of `enough`.

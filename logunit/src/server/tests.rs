@@ -67,19 +67,21 @@ fn server_of(number: u8) -> milonga_wire::Server {
     }
 }
 
+/// The layout of term 0 lists unit 3, later ones another.
 fn decided(term: Term) -> Decided {
+    let unit = if term == Term(0) { 3 } else { 4 };
     let layout = Layout {
         cluster: CLUSTER,
         term,
         layout_servers: vec![server_of(1)],
         sequencer: server_of(2),
         standbys: vec![],
-        units: vec![server_of(3)],
+        units: vec![server_of(unit)],
         segments: vec![Segment {
             start: Position::FIRST,
             end: None,
             stripe_width: 1,
-            chains: vec![Chain::new(vec![Identity([3; 16])])],
+            chains: vec![Chain::new(vec![Identity([unit; 16])])],
         }],
         spares: vec![],
         lost: vec![],

@@ -9,7 +9,7 @@ use milonga_wire::{Layout, Position, Span};
 use serde::Serialize;
 
 use super::Context;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Code, Failure, Outcome};
 use crate::output::{bytes, progress, say, table};
 
 /// Between two looks at how far a copy is.
@@ -273,6 +273,7 @@ struct Planned<'a> {
 #[derive(Serialize)]
 struct Plan {
     terms: u64,
+    change: String,
     redundancy: Vec<Redundancy>,
     copies: Vec<Copying>,
     copy_positions: u64,
@@ -374,6 +375,20 @@ impl ChangeCommand {
 
 async fn make(log: &Log, wish: &Wish, how: &How) -> Outcome<Layout> {
     let decided = reconfigure::carry_out(log, wish, &how.why).await?;
+    if matches!(wish, Wish::Heal) {
+        if let Some(lacking) = reconfigure::shortage(&decided.layout) {
+            return Err(Failure::new(
+                Code::Conflict,
+                format!("not at full strength: {lacking}"),
+            ));
+        }
+        return Ok(decided.layout.clone());
+    }
+    // What units lack of what is closed is put back by the process that made the term, which is about to end.
+    let clock = &log.host().clock;
+    let _ = clock
+        .within(log.options().deadline, reconfigure::restore(log))
+        .await;
     // Nobody is to take the place of a unit that is removed.
     if !how.wait || matches!(wish, Wish::RemoveUnit { .. }) {
         return Ok(decided.layout.clone());
@@ -459,6 +474,7 @@ impl Plan {
         });
         Self {
             terms: shown.terms,
+            change: shown.change.clone(),
             redundancy: redundancy.collect(),
             copy_positions: copies.iter().map(|copy| copy.positions).sum(),
             copy_bytes: copies.iter().map(|copy| copy.bytes).sum(),
@@ -471,7 +487,7 @@ impl Plan {
 
 fn show(context: &Context, shown: &Preview) -> Outcome {
     let plan = Plan::of(shown);
-    let text = text(&plan, &shown.layout);
+    let text = text(&plan, shown);
     let planned = Planned {
         term: shown.layout.term.0,
         layout: &shown.layout,
@@ -494,14 +510,14 @@ fn drawn(layout: &Layout) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn text(plan: &Plan, layout: &Layout) -> String {
+fn text(plan: &Plan, shown: &Preview) -> String {
     let terms = match plan.terms {
         1 => "one term".to_owned(),
         terms => format!("{terms} terms"),
     };
     let mut parts = vec![
-        format!("would take {terms}; nothing was changed"),
-        drawn(layout),
+        format!("would take {terms}: {}; nothing was changed", shown.change),
+        drawn(&shown.layout),
     ];
     let head = ["POSITIONS", "CHAIN", "COPIES NOW", "AFTER", "TARGET"];
     let rows = plan.redundancy.iter().map(|row| {

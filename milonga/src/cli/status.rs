@@ -445,6 +445,7 @@ fn issues(layout: &Layout, sight: &Sight) -> Vec<Issue> {
     let mut found: Vec<Issue> = vec![];
     for seen in &sight.layout_servers {
         found.extend(with(seen, deciding.to_owned()));
+        found.extend(lagging(seen, layout));
     }
     found.extend(with(&sight.sequencer, issuing.to_owned()));
     for seen in &sight.standbys {
@@ -470,17 +471,32 @@ fn issues(layout: &Layout, sight: &Sight) -> Vec<Issue> {
     found
 }
 
+/// A layout server that answers and does not know the newest layout: it votes on nothing.
+fn lagging(seen: &Seen, layout: &Layout) -> Option<Issue> {
+    let said = seen.said.as_ref().ok()?;
+    let lags = said.identity == seen.listed.identity && said.term < layout.term;
+    lags.then(|| {
+        issue(
+            "lagging",
+            seen.listed.name.as_str(),
+            format!("knows the layouts up to term {} of {}", said.term, layout.term),
+            "the next change teaches it, e.g. `milonga cluster rebuild-sequencer`; if it stays behind, it holds another history: \
+             give it an empty directory, then `milonga cluster set-layout-servers` with its name among the others",
+        )
+    })
+}
+
 /// Chains that new positions go to, and that have fewer units than they should.
 fn short_chains(layout: &Layout) -> Vec<Issue> {
     let replicas = usize::from(layout.settings.replicas);
     let chains = layout.open_segment().chains.iter().enumerate();
     let short = chains.filter(|(_, chain)| chain.units.len() < replicas);
     let issues = short.map(|(number, chain)| {
-        let text = format!("has {} units, should have {replicas}", chain.units.len());
+        let text = format!("has {} of {replicas} units", chain.units.len());
         let fix = if layout.spares.is_empty() {
             format!(
                 "start a new log unit, then `milonga cluster add-unit {number} ADDRESS --wait`; \
-                 or `milonga cluster set replicas=N`"
+                 or, if units that were left out answer, `milonga cluster heal --wait`; or `milonga cluster set replicas=N`"
             )
         } else {
             "a caretaker gives it a spare, or `milonga cluster heal --wait`".to_owned()
@@ -514,7 +530,7 @@ fn short_ranges(layout: &Layout) -> Vec<Issue> {
                 issues.push(issue("unreachable", subject, text, fix));
             } else if chain.units.len() < replicas {
                 let copies = chain.units.len();
-                let text = format!("has {copies} copies, should have {replicas}");
+                let text = format!("has {copies} of {replicas} copies");
                 let here =
                     |gap: &reconfigure::Gap| (gap.segment, gap.chain) == (segment.start, number);
                 let fix = if can_heal.iter().any(here) {

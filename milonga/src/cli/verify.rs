@@ -29,7 +29,7 @@ pub(super) struct Verify {
     #[arg(long, num_args = 1.., value_name = "DIR")]
     dirs: Vec<PathBuf>,
     /// Bytes read in a second, of all units together.
-    #[arg(long, value_name = "BYTES/S", conflicts_with = "dirs")]
+    #[arg(long, value_name = "BYTES/S", conflicts_with = "dirs", value_parser = clap::value_parser!(u64).range(1..))]
     rate: Option<u64>,
 }
 
@@ -57,7 +57,7 @@ impl Verify {
         };
         context.output.one(&findings, || text(&findings))?;
         if !findings.is_bad() {
-            return Ok(());
+            return whole(&findings);
         }
         let damaged: u64 = findings.damaged.iter().map(|unit| unit.positions).sum();
         Err(Failure::new(
@@ -137,6 +137,22 @@ impl Repair {
                     look for a copy of a unit's directory, or declare them lost";
         Err(Failure::new(Code::Damage, text))
     }
+}
+
+/// Nothing bad was found; but who was not asked may hold anything.
+fn whole(findings: &Findings) -> Outcome {
+    let units: Vec<&str> = findings.unreachable.keys().map(String::as_str).collect();
+    if units.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::Unavailable,
+        format!(
+            "not everything was compared: {} could not be asked; expected every log unit that the layout lists; \
+             start them, or give their directories",
+            units.join(", ")
+        ),
+    ))
 }
 
 fn text(findings: &Findings) -> String {

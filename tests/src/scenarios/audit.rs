@@ -50,8 +50,10 @@ async fn look(world: &World, workload: &Workload, cluster: &Cluster) {
     for (name, role) in [("auditor-1", Role::Control), ("auditor-2", Role::Writer)] {
         let process = workload.processes.fetch_add(1, Ordering::Relaxed);
         let node = world.add_client(name, role, 0);
+        // What a term in the middle of the inspection would show is no mistake, and nobody would finish one that is begun last.
         let options = Options {
             deadline: RECOVERY_MAX,
+            attend: false,
             ..Options::default()
         };
         let log = log(world, node, role, &cluster.layout, options);

@@ -69,6 +69,8 @@ pub fn note(workload: &Workload, what: &str, error: &ChangeError) {
         ChangeError::Layouts(_) => "change failed: no layout",
         ChangeError::Plan(PlanError::NoCompleteUnit { .. }) => "change failed: nobody complete",
         ChangeError::Plan(PlanError::Missing(_)) => "change failed: a unit is missing",
+        ChangeError::Plan(PlanError::NotEmpty(_)) => "change failed: who comes is not empty",
+        ChangeError::Plan(PlanError::Damaged { .. }) => "change failed: who stays is damaged",
         ChangeError::Plan(PlanError::Refused(_)) => "change failed: refused",
         ChangeError::Plan(PlanError::TooManySegments) => "change failed: too many segments",
         ChangeError::Server(_) => "change failed: a server did not answer",

@@ -63,6 +63,7 @@ fn seals(units: &[(u8, u64, u64)], counter: Option<u64>) -> Seals {
             .collect(),
         counter: counter.map(Position),
         whole: BTreeSet::new(),
+        damaged: BTreeSet::new(),
     }
 }
 
@@ -157,6 +158,45 @@ fn the_last_complete_unit_of_a_chain_does_not_leave() {
     assert!(matches!(refused, Err(PlanError::NoCompleteUnit { .. })));
     let one = changed(&old(), &leave(&[10]), &both).unwrap();
     assert_eq!((chain(&one, 0), chain(&one, 1)), (vec![11], vec![11]));
+}
+
+/// P8: what a unit held while its chain went on without it would be read, though nobody acknowledged it.
+#[test]
+fn only_who_holds_nothing_comes_into_the_open_segment() {
+    let mut old = old();
+    old.spares = vec![server(12), server(13)];
+    let join = Change {
+        join: vec![(0, server(12))],
+        ..Change::default()
+    };
+    let all = |held| seals(&[(10, 1, 7), (11, 1, 7), (12, 1, held), (13, 1, 0)], None);
+    assert!(changed(&old, &join, &all(0)).is_ok());
+    let refused = PlanError::NotEmpty("s-12".to_owned());
+    assert_eq!(changed(&old, &join, &all(3)), Err(refused));
+
+    let healed = changed(&old, &leave(&[10]), &all(3)).unwrap();
+    assert_eq!(chain(&healed, 1), vec![11, 13]);
+}
+
+/// P9: by hand, nobody who answers leaves while those who stay know of damage; but one that is gone does.
+#[test]
+fn who_answers_does_not_leave_to_whom_knows_of_damage() {
+    let mut both = seals(&[(10, 1, 7), (11, 1, 7)], None);
+    both.damaged.insert(Identity([11; 16]));
+    let refused = PlanError::Damaged {
+        leaves: "s-10".to_owned(),
+        damaged: "s-11".to_owned(),
+    };
+    assert_eq!(changed(&old(), &leave(&[10]), &both), Err(refused));
+    assert!(changed(&old(), &leave(&[11]), &both).is_ok());
+    let forced = Change {
+        force: BTreeSet::from([Identity([10; 16])]),
+        ..leave(&[10])
+    };
+    assert!(changed(&old(), &forced, &both).is_ok());
+
+    both.units.remove(&Identity([10; 16]));
+    assert!(changed(&old(), &leave(&[10]), &both).is_ok());
 }
 
 /// A spare takes the place of a unit that leaves in the open segment, where it needs no past (P6).

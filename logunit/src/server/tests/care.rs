@@ -5,7 +5,7 @@ use super::*;
 /// U12, H14: whoever still means the old unit is refused, and so is what had been admitted for it and waits.
 #[tokio::test(start_paused = true)]
 async fn a_unit_that_was_reset_is_another_and_answers_nobody_who_means_the_old_one() {
-    let node = Node::start().announced().await;
+    let node = Node::with(&[Some(1)], 1 << 20).announced().await;
     node.write(0, 0).await.unwrap().0.unwrap();
     let old = node.server.identity();
     let reset = |of| Wanted::Unit(UnitRequest::Reset { of });
@@ -30,8 +30,9 @@ async fn a_unit_that_was_reset_is_another_and_answers_nobody_who_means_the_old_o
     }
 
     let stale = node.head(1, Wanted::Unit(UnitRequest::Probe));
+    let done = ask(node.head(1, reset(old)));
     let waits = ask(stale.clone());
-    let done = unit(ask(node.head(1, reset(old))).await.unwrap().0);
+    let done = unit(done.await.unwrap().0);
     let (identity, incarnation) = (node.server.identity(), node.server.incarnation());
     assert_eq!(
         done,
@@ -67,10 +68,26 @@ async fn a_unit_that_was_reset_is_another_and_answers_nobody_who_means_the_old_o
     assert_eq!(said.state, "blank");
 }
 
+/// U12, H14: whoever asks may speak of another cluster's layout, which lists other units. The unit asks its own layout servers.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_its_own_layout_servers_list_is_not_reset() {
+    let reset = |of| UnitRequest::Reset { of };
+    for (newest, refusal) in [
+        (Some(0), Refusal::InUse { term: Term(0) }),
+        (None, Refusal::Unconfirmed { term: Term(14) }),
+    ] {
+        let node = Node::with(&[newest], 1 << 20).announced().await;
+        node.write(0, 0).await.unwrap().0.unwrap();
+        let of = node.server.identity();
+        assert_eq!(node.ask(14, reset(of)).await, Err(refusal));
+        assert_eq!(node.server.identity(), of);
+    }
+}
+
 /// U9, U12: a unit that could not be emptied holds something or nothing; it says neither until it is started again.
 #[tokio::test(start_paused = true)]
 async fn a_reset_that_fails_leaves_a_unit_that_takes_no_commands() {
-    let node = Node::start();
+    let node = Node::with(&[Some(1)], 1 << 20);
     node.store.fail_next(CommitError::Failed("gone".to_owned()));
     let of = node.server.identity();
     let failed = node.ask(0, UnitRequest::Reset { of }).await;

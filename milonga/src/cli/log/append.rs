@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use bytes::Bytes;
-use milonga_client::{AppendError, Log, Position, Producer, Resumed, SavedAppend};
+use milonga_client::{
+    AppendError, EntryKind as Kind, Log, Position, Producer, Resumed, SavedAppend,
+};
 use milonga_host::Shutdown;
-use milonga_wire::StreamId;
 use milonga_wire::limits::ENTRY_BYTES_MAX;
+use milonga_wire::{Span, StreamId};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -37,7 +39,8 @@ pub(crate) struct Append {
     /// A stream that the records belong to.
     #[arg(long = "stream", value_name = "S")]
     streams: Vec<Stream>,
-    /// Finds out about an append whose outcome was unknown; with the same input, appends what is missing.
+    /// Finds out about an append whose outcome was unknown; with the same input, appends what is missing. It may be repeated,
+    /// one at a time, until it is done: nothing is appended twice.
     #[arg(long, value_name = "STAMP")]
     resume: Option<Stamp>,
 }
@@ -60,6 +63,9 @@ struct Done {
     outcome: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stamp: Option<String>,
+    /// What is being resumed: what a resume appends is found again by the same stamp.
+    #[serde(skip)]
+    resumes: Option<String>,
 }
 
 /// Some lines of the input.
@@ -75,6 +81,19 @@ impl std::fmt::Display for Stamp {
             0 => self.saved.fmt(f),
             lines => write!(f, "{},{lines}", self.saved),
         }
+    }
+}
+
+impl Stamp {
+    /// The stream of what its resumes append.
+    fn stream(&self) -> StreamId {
+        let SavedAppend {
+            session,
+            request,
+            first,
+            ..
+        } = &self.saved;
+        StreamId::of_name(&format!("resumed/{session}-{request}.{first}"))
     }
 }
 
@@ -104,7 +123,7 @@ impl Append {
         let mut done = Done::default();
         let skip = match &self.resume {
             Some(stamp) => match done.resume(&log, stamp).await? {
-                lines if self.has_input() => lines,
+                lines if self.has_input() => lines + done.resumed_before(&log, stamp).await?,
                 _ => return done.end(context, stamp),
             },
             None => 0,
@@ -126,7 +145,8 @@ impl Append {
 
     /// Appends the input behind its first `skip` lines.
     async fn append(self, log: &Log, skip: u64, done: &mut Done) -> Outcome {
-        let streams: Vec<StreamId> = self.streams.iter().map(|stream| stream.0).collect();
+        let mut streams: Vec<StreamId> = self.streams.iter().map(|stream| stream.0).collect();
+        streams.extend(self.resume.iter().map(Stamp::stream));
         let mut producer = log.producer(&streams);
         let mut before = skip;
         match (self.data, self.lines) {
@@ -261,8 +281,9 @@ impl Done {
             saved: *saved,
             before: before + known.saturating_sub(run),
         };
+        let stamp = self.resumes.clone().unwrap_or_else(|| stamp.to_string());
         self.outcome = Some("unknown");
-        self.stamp = Some(stamp.to_string());
+        self.stamp = Some(stamp.clone());
         Failure::new(
             Code::Unknown,
             format!(
@@ -297,6 +318,37 @@ impl Done {
             }
         }
         Ok(stamp.before + u64::from(missing.unwrap_or(behind)))
+    }
+
+    /// How many of the missing records an earlier resume of the same stamp has appended: they stand in a stream of their own,
+    /// in order, so that however often it is resumed, each record is in the log once.
+    async fn resumed_before(&mut self, log: &Log, stamp: &Stamp) -> Outcome<u64> {
+        self.resumes = Some(stamp.to_string());
+        let stream = stamp.stream();
+        let end = log.end_of(&[stream]).await?;
+        let first = stamp.saved.placed.iter().map(|placed| placed.first).min();
+        let span = Span::new(first.unwrap_or_default(), end.counter);
+        let last = end.streams.first().map(|link| &link.before);
+        let mut found = 0;
+        for entry in log.read_stream(stream, span, last).await? {
+            match entry.kind {
+                Kind::Data { .. } => {
+                    self.note(entry.position);
+                    found += 1;
+                }
+                Kind::Junk { .. } => {}
+                Kind::Trimmed | Kind::Unwritten | Kind::Unknown => {
+                    return Err(Failure::new(
+                        Code::Unknown,
+                        format!(
+                            "what an earlier resume appended cannot be told: position {} is trimmed or lost; the stamp is {stamp}",
+                            entry.position
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// What is printed of an append that was only looked at.

@@ -251,8 +251,9 @@ impl Printer {
     }
 
     fn all(&mut self, entries: &[Entry]) -> Outcome {
-        if let Form::Raw = self.form {
-            entries.iter().for_each(|entry| self.gaps.note(entry));
+        let is_raw = matches!(self.form, Form::Raw);
+        for entry in entries {
+            self.gaps.note(entry, is_raw);
         }
         let wanted = entries.iter().filter(|entry| names(entry, self.stream));
         let out = &mut self.out;
@@ -287,7 +288,8 @@ impl Printer {
                 Code::Damage,
                 format!(
                     "position {position}, and perhaps others, is lost or damaged on every unit; \
-                     expected what was appended; look with `milonga log read {position}.. -o json`"
+                     expected what was appended; try `milonga cluster repair`; look with `milonga log read {position}.. -o json`; \
+                     what no unit holds any more can be declared lost (`milonga cluster declare-lost`)"
                 ),
             )),
         }
@@ -295,11 +297,15 @@ impl Printer {
 }
 
 impl Gaps {
-    fn note(&mut self, entry: &Entry) {
+    /// What is trimmed need not be told where it is printed.
+    fn note(&mut self, entry: &Entry, is_raw: bool) {
         match &entry.kind {
-            EntryKind::Trimmed => self.trimmed = Some(entry.position.next()),
+            EntryKind::Trimmed if is_raw => self.trimmed = Some(entry.position.next()),
             EntryKind::Unknown => self.lost = self.lost.or(Some(entry.position)),
-            EntryKind::Data { .. } | EntryKind::Junk { .. } | EntryKind::Unwritten => {}
+            EntryKind::Trimmed
+            | EntryKind::Data { .. }
+            | EntryKind::Junk { .. }
+            | EntryKind::Unwritten => {}
         }
     }
 }
