@@ -104,18 +104,26 @@ impl Log {
             match self.gather(layout, &spans_of(asked), true).await {
                 Ok((found, _)) => {
                     let whole = found.into_values().filter(is_final);
-                    entries.extend(whole.flat_map(entries_of).map(|entry| (entry.position, entry)));
+                    entries.extend(
+                        whole
+                            .flat_map(entries_of)
+                            .map(|entry| (entry.position, entry)),
+                    );
                 }
                 Err(trouble) => self.after(&mut patience, layout.term, trouble).await?,
             }
             rest.retain(|position| !entries.contains_key(position));
-            if entries.len() == before && let Some(first) = rest.first() {
+            if entries.len() == before
+                && let Some(first) = rest.first()
+            {
                 entries.insert(*first, self.read(*first).await?);
                 rest.remove(0);
             }
         }
         let wanted = positions.iter();
-        Ok(wanted.filter_map(|position| entries.remove(position)).collect())
+        Ok(wanted
+            .filter_map(|position| entries.remove(position))
+            .collect())
     }
 
     /// One round over the front of `span`, tried until it brings something.

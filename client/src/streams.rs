@@ -101,7 +101,8 @@ impl StreamReader {
             Way::Open | Way::Scan => self.next_scanned().await,
             Way::Bulk(top) => {
                 while !self.rest.is_empty() {
-                    let (entries, end) = batch(&self.log, self.stream, self.rest.start, top).await?;
+                    let (entries, end) =
+                        batch(&self.log, self.stream, self.rest.start, top).await?;
                     let limit = self.rest.end;
                     self.rest.start = end;
                     let mut own = entries;
@@ -119,7 +120,9 @@ impl StreamReader {
     async fn choose(&mut self) -> Result<Way, ReadError> {
         let top = self.rest.end;
         if let Some(Before::Known(named)) = &self.last {
-            let newest = named.first().map_or(Position::FIRST, |newest| newest.next());
+            let newest = named
+                .first()
+                .map_or(Position::FIRST, |newest| newest.next());
             self.rest.end = newest.clamp(self.rest.start, self.rest.end);
         }
         let is_named = |before: &Before| matches!(before, Before::Known(named) if reaches(named, self.rest.start));

@@ -14,7 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 use milonga_wire::limits::{BACKPOINTERS, READ_ANSWERS_MAX};
-use milonga_wire::{Before, Layout, Payload, Position, Server, Span, StreamId, UnitReply, UnitRequest};
+use milonga_wire::{
+    Before, Layout, Payload, Position, Server, Span, StreamId, UnitReply, UnitRequest,
+};
 
 use super::{StreamReader, link, reaches};
 use crate::calls::{Failure, unexpected};
@@ -134,11 +136,15 @@ async fn indexed(
             Ok(answers) => {
                 let upto = answers.iter().filter_map(|(_, next)| *next).min();
                 let upto = upto.unwrap_or(span.end);
-                let all: BTreeSet<Position> = answers.into_iter().flat_map(|(all, _)| all).collect();
+                let all: BTreeSet<Position> =
+                    answers.into_iter().flat_map(|(all, _)| all).collect();
                 let below = all.into_iter().filter(|position| *position < upto);
                 return Ok((below.collect(), upto));
             }
-            Err(failure) => log.after(&mut patience, layout.term, failure.into()).await?,
+            Err(failure) => {
+                log.after(&mut patience, layout.term, failure.into())
+                    .await?
+            }
         }
     }
 }
@@ -156,7 +162,10 @@ async fn positions_at(
         count_max: ASKED,
     };
     let calls = &log.shared.calls;
-    match calls.unit(unit, layout.term, request, Payload::new()).await? {
+    match calls
+        .unit(unit, layout.term, request, Payload::new())
+        .await?
+    {
         (UnitReply::StreamPositions { positions, next }, _)
             if next.is_none_or(|next| next > span.start) =>
         {

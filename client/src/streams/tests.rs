@@ -209,7 +209,12 @@ async fn make(cluster: &Cluster, log: &Log, events: &[Event]) -> (Vec<u64>, u64)
             }
             Event::Trim(to) => {
                 let end = log.end().await.unwrap().counter;
-                trimmed = log.trim(end.min(Position(*to))).await.unwrap().0.max(trimmed);
+                trimmed = log
+                    .trim(end.min(Position(*to)))
+                    .await
+                    .unwrap()
+                    .0
+                    .max(trimmed);
             }
         }
     }

@@ -144,9 +144,9 @@ impl Unit {
             } => {
                 self.check_term(term)?;
                 let held = self.streams.get(&stream).into_iter().flatten();
-                let mut held = held.copied().filter(|position| {
-                    span.contains(*position) && *position >= self.trimmed
-                });
+                let mut held = held
+                    .copied()
+                    .filter(|position| span.contains(*position) && *position >= self.trimmed);
                 UnitReply::StreamPositions {
                     positions: held.by_ref().take(count_max as usize).collect(),
                     next: held.next(),
