@@ -55,6 +55,7 @@ pub use options::Options;
 pub use producer::Producer;
 pub use read::ReadError;
 pub use resume::{Resumed, SavedAppend};
+pub use streams::StreamReader;
 pub use trim::TrimError;
 pub use trouble::Unavailable;
 

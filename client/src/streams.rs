@@ -21,6 +21,17 @@ use crate::read::ReadError;
 const SCAN_POSITIONS: u64 = 4_096;
 
 impl Log {
+    /// The records of `stream` within `span`, batch by batch: what [`Log::read_stream`] brings, for streams of any length. Nothing
+    /// is asked yet.
+    pub fn stream_reader(
+        &self,
+        stream: StreamId,
+        span: Span,
+        last: Option<&Before>,
+    ) -> StreamReader {
+        StreamReader::new(self, stream, span, last.cloned())
+    }
+
     /// The records of `stream` within `span`, in order. `last` is what the sequencer says of the stream at `span.end`
     /// ([`Log::end_of`]), if that is known.
     ///
@@ -35,7 +46,7 @@ impl Log {
         span: Span,
         last: Option<&Before>,
     ) -> Result<Vec<Entry>, ReadError> {
-        let mut reader = StreamReader::new(self, stream, span, last.cloned());
+        let mut reader = self.stream_reader(stream, span, last);
         let mut entries = vec![];
         while let Some(some) = reader.next().await? {
             entries.extend(some);
@@ -58,7 +69,10 @@ fn link(entry: &Entry, stream: StreamId) -> Option<&StreamLink> {
 }
 
 /// Brings a part of one stream, batch by batch. Dropping a call to it loses nothing.
-pub(crate) struct StreamReader {
+///
+/// Long parts are found through the indexes of the log units, of all chains at once, and proved complete by backpointers:
+/// entries of other streams in between are not read. Memory is that of one batch, whatever the stream's length.
+pub struct StreamReader {
     log: Log,
     stream: StreamId,
     rest: Span,
@@ -93,7 +107,10 @@ impl StreamReader {
     }
 
     /// The next entries, at least one; none if there are no more.
-    pub(crate) async fn next(&mut self) -> Result<Option<Vec<Entry>>, ReadError> {
+    ///
+    /// # Errors
+    /// [`ReadError`]. Call again to go on from there.
+    pub async fn next(&mut self) -> Result<Option<Vec<Entry>>, ReadError> {
         if matches!(self.way, Way::Open) {
             self.way = self.choose().await?;
         }

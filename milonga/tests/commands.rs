@@ -264,6 +264,51 @@ fn a_follower_prints_a_record_that_is_appended_while_it_waits() {
     follower.wait().unwrap();
 }
 
+/// Runs a follower with the cursor `c` until it has printed `wanted`, and the cursor is behind that.
+fn followed(dev: &Dev, wanted: &[&str], behind: u64) {
+    use std::io::{BufRead, BufReader};
+    let mut follower = milonga()
+        .args(["--cluster", &dev.file("milonga.toml"), "log", "follow"])
+        .args(["--cursor", "c", "--from", "0", "--raw"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    for text in wanted {
+        assert_eq!(lines.next().unwrap().unwrap(), *text);
+    }
+    let place = || dev.run(&["cursor", "get", "c", "-o", "json"]);
+    while place().json()["position"].as_u64() < Some(behind) {}
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+}
+
+/// Each follower with a cursor goes on where the last one stopped; its moves are no entries to follow.
+#[test]
+fn a_follower_with_a_cursor_goes_on_where_the_last_one_stopped() {
+    let dev = Dev::start(&SMALL);
+    dev.feed(&["log", "append", "--lines", "-"], b"a\nb\n")
+        .done();
+    dev.run(&["cursor", "set", "c", "0", "--absent"]).done();
+    followed(&dev, &["a", "b"], 2);
+    dev.feed(&["log", "append", "--lines", "-"], b"c\nd\n")
+        .done();
+    followed(&dev, &["c", "d"], 6);
+
+    let at = dev.run(&["cursor", "get", "c", "-o", "json"]).done().json();
+    let version = at["version"].to_string();
+    dev.run(&["cursor", "set", "c", "9", "--absent"])
+        .refused(4, &["cursor `c` is at"]);
+    dev.run(&["cursor", "set", "c", "1", "--expect-version", &version])
+        .done();
+    let late = ["cursor", "delete", "c", "--expect-version", &version];
+    dev.run(&late).refused(4, &["nothing was changed"]);
+    assert_eq!(dev.run(&["cursor", "list"]).done().out, "c 1\n");
+    dev.run(&["cursor", "delete", "c"]).done();
+    dev.run(&["cursor", "get", "c"])
+        .refused(5, &["no cursor `c`"]);
+}
+
 /// Design 12: every refusal is typed and says what was wrong; nothing acknowledged is affected.
 #[test]
 fn callers_without_the_right_certificate_are_refused_and_random_bytes_hurt_nobody() {

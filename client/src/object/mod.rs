@@ -21,6 +21,7 @@
 //! Source: Balakrishnan et al., *Tango* (SOSP '13), "Tango Objects".
 
 mod codec;
+pub mod cursors;
 pub mod map;
 mod playback;
 mod view;
@@ -30,6 +31,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use codec::{FORMAT_VERSION, OperationError};
+pub use cursors::Cursors;
 pub use map::Map;
 pub use playback::PlayError;
 pub use view::{AtError, DecideError, UpdateError, View};

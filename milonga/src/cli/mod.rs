@@ -5,6 +5,7 @@ mod certs;
 mod change;
 mod cluster;
 mod completions;
+mod cursor;
 mod demo;
 mod dev;
 mod inspect;
@@ -117,6 +118,14 @@ enum Command {
   milonga log read 0.."
     )]
     Log(log::LogCommand),
+    /// Keeps named places in the log: where a reader stopped.
+    #[command(
+        subcommand,
+        after_help = "Example:
+  milonga log follow --cursor billing --raw    # goes on where the last one stopped
+  milonga cursor list"
+    )]
+    Cursor(cursor::CursorCommand),
     /// Puts and gets keys of a replicated map.
     Kv(kv::Kv),
     /// Measures, with the ratio to a bare baseline.
@@ -179,6 +188,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Certs(certs) => certs.run(&context),
         Command::Cluster(cluster) => wait(&context, cluster.run(&context)),
         Command::Log(log) => wait(&context, log.run(&context)),
+        Command::Cursor(cursor) => wait(&context, cursor.run(&context)),
         Command::Kv(kv) => wait(&context, kv.run(&context)),
         Command::Bench(bench) => bench.run(&context),
         Command::BenchNode(node) => Ok(crate::bench::node(&node)?),

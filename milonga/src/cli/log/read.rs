@@ -5,16 +5,19 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use milonga_client::object::Cursors;
+use milonga_client::object::cursors::If;
 use milonga_client::{Entry, EntryKind, Log};
 use milonga_wire::{Before, Position, Span, StreamId};
 use serde::Serialize;
 
+use super::super::cursor::decided;
 use super::{Context, Stream, kind};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{ended, json, say};
 
-/// Positions of a stream that are held in memory at once.
-const STREAM_POSITIONS: u64 = 65_536;
+/// Entries after which a follower moves its cursor, if it has not caught up before.
+const PASSED_MAX: u32 = 1_000;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Read {
@@ -34,9 +37,12 @@ pub(crate) struct Read {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Follow {
-    /// Where to start [default: the end of the log].
+    /// Where to start [default: the end of the log]; with a cursor, if there is none of that name yet.
     #[arg(long, value_name = "P")]
     from: Option<u64>,
+    /// Starts where this cursor is, and moves it behind what was printed: each entry is printed once, or again after a crash.
+    #[arg(long, value_name = "NAME", value_parser = super::super::cursor::name)]
+    cursor: Option<String>,
     /// Only what belongs to this stream.
     #[arg(long, value_name = "S")]
     stream: Option<Stream>,
@@ -120,7 +126,7 @@ async fn read_all(log: &Log, span: Span, printer: &mut Printer) -> Outcome {
     Ok(())
 }
 
-/// Newest first if one walk may do, else piece by piece.
+/// Batch by batch: the stream need not fit into memory.
 async fn read_stream(
     log: &Log,
     stream: StreamId,
@@ -130,16 +136,11 @@ async fn read_stream(
 ) -> Outcome {
     let end = log.end_of(&[stream]).await?;
     let last: Option<Before> = end.streams.into_iter().next().map(|link| link.before);
-    let stop = to.unwrap_or(end.position).min(end.position);
-    let mut rest = Span::new(from, stop.max(from));
-    while !rest.is_empty() {
-        let piece = Span::new(
-            rest.start,
-            rest.start.plus(rest.len().min(STREAM_POSITIONS)),
-        );
-        let known = last.as_ref().filter(|_| piece.end == end.counter);
-        printer.all(&log.read_stream(stream, piece, known).await?)?;
-        rest.start = piece.end;
+    let stop = to.unwrap_or(end.position).min(end.position).max(from);
+    let known = last.as_ref().filter(|_| stop == end.counter);
+    let mut reader = log.stream_reader(stream, Span::new(from, stop), known);
+    while let Some(entries) = reader.next().await? {
+        printer.all(&entries)?;
     }
     Ok(())
 }
@@ -147,25 +148,47 @@ async fn read_stream(
 impl Follow {
     pub(super) async fn run(self, context: &Context) -> Outcome {
         let log = context.cluster.connect()?;
-        let from = match self.from {
-            Some(from) => super::up_to_the_end(&log, Position(from)).await?,
-            None => log.end().await?.position,
+        let mut place = match self.cursor {
+            Some(name) => Some(Place::find(&log, name).await?),
+            None => None,
+        };
+        let stopped = place.as_ref().and_then(|place| place.at);
+        let from = match (stopped, self.from) {
+            (Some(at), _) => at,
+            (None, Some(from)) => super::up_to_the_end(&log, Position(from)).await?,
+            (None, None) => log.end().await?.position,
         };
         let stream = self.stream.map(|stream| stream.0);
         let mut printer = Printer::new(context, self.raw, stream);
         let mut follower = log.follow(from);
+        // What was passed by since the cursor was moved.
+        let mut passed = 0;
         loop {
             let next = match follower.next_ready().await {
                 Ok(None) => {
                     printer.flush()?;
                     printer.told();
+                    if let Some(place) = place.as_mut().filter(|_| passed > 0) {
+                        place.move_to(context, follower.position()).await?;
+                    }
+                    passed = 0;
                     follower.next().await
                 }
                 Ok(Some(entry)) => Ok(entry),
                 Err(error) => Err(error),
             };
             match next {
-                Ok(entry) => printer.all(&[entry])?,
+                // Its own moves would lead to the next ones.
+                Ok(entry) if place.as_ref().is_some_and(|place| place.made(&entry)) => {}
+                Ok(entry) => {
+                    printer.all(&[entry])?;
+                    passed += 1;
+                    if let Some(place) = place.as_mut().filter(|_| passed >= PASSED_MAX) {
+                        printer.flush()?;
+                        passed = 0;
+                        place.move_to(context, follower.position()).await?;
+                    }
+                }
                 Err(error) => {
                     printer.flush()?;
                     let next = follower.position();
@@ -177,6 +200,48 @@ impl Follow {
                 }
             }
         }
+    }
+}
+
+/// Where a follower stopped, under a name.
+struct Place {
+    cursors: Cursors,
+    name: String,
+    at: Option<Position>,
+    /// What the next move asks for.
+    expect: If,
+}
+
+impl Place {
+    async fn find(log: &Log, name: String) -> Outcome<Self> {
+        let cursors = Cursors::open(log);
+        let found = cursors.get(&name).await?;
+        Ok(Self {
+            cursors,
+            name,
+            at: found.map(|found| found.position),
+            expect: found.map_or(If::Absent, |found| If::Version(found.version)),
+        })
+    }
+
+    /// Whether `entry` is a move of a cursor.
+    fn made(&self, entry: &Entry) -> bool {
+        let own = self.cursors.view().stream();
+        let EntryKind::Data { streams, .. } = &entry.kind else {
+            return false;
+        };
+        !streams.is_empty() && streams.iter().all(|link| link.stream == own)
+    }
+
+    /// Everything below `to` is printed.
+    async fn move_to(&mut self, context: &Context, to: Position) -> Outcome {
+        if self.at == Some(to) {
+            return Ok(());
+        }
+        let (version, moved) = self.cursors.move_to(&self.name, to, self.expect).await?;
+        decided(context, &self.name, moved)?;
+        (self.at, self.expect) = (Some(to), If::Version(version));
+        Ok(())
     }
 }
 
