@@ -13,7 +13,8 @@ use milonga_host::{Host, Moment};
 use milonga_wire::{Description, Identity, Kind, Layout, Server};
 
 use crate::log::Log;
-use crate::reconfigure::drive::{describe, make, writing};
+use crate::reconfigure::condition::{describe, writing};
+use crate::reconfigure::drive::make;
 use crate::reconfigure::heal::{heal_unattended, is_short};
 use crate::reconfigure::plan::Change;
 use crate::reconfigure::reset::reset;

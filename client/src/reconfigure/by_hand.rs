@@ -14,7 +14,8 @@ use milonga_wire::{
 };
 
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, describe};
+use crate::reconfigure::condition::describe;
+use crate::reconfigure::drive::ChangeError;
 use crate::reconfigure::plan::Change;
 use crate::reconfigure::wish::{HandError, Wish};
 

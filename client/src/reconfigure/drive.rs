@@ -4,21 +4,20 @@
 //! the decision and finishes; announcing and bootstrapping are idempotent; restoring is repeated by whoever meets a gap.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use milonga_host::{Moment, net};
+use milonga_host::Moment;
 use milonga_wire::limits::TEXT_BYTES_MAX;
 use milonga_wire::{
     Acceptance, Decided, Description, Identity, InvalidLayout, Kind, Layout, LayoutReply,
-    LayoutRequest, Origin, Payload, Position, Rank, Refusal, Sealed, SequencerReply,
-    SequencerRequest, Server, ServerName, Term, UnitReply, UnitRequest,
+    LayoutRequest, Origin, Position, Rank, Refusal, Sealed, SequencerReply, SequencerRequest,
+    Server, ServerName, Term, UnitReply, UnitRequest,
 };
 
-use crate::calls::{Failure, peer, unexpected};
+use crate::calls::{Failure, unexpected};
 use crate::chain::ChainError;
 use crate::layouts::LayoutsError;
 use crate::log::Log;
@@ -586,46 +585,6 @@ pub(super) async fn teach(log: &Log, server: &Server, newest: Option<Term>, upto
         .calls
         .layout(server, upto.layout.term, learn)
         .await;
-}
-
-/// How long a server is waited for that nothing depends on, while service may stand still.
-const BRIEFLY: Duration = Duration::from_millis(250);
-
-/// Whether a server answers before long, which is a while if it is far away.
-pub(super) async fn answers_soon(log: &Log, server: &Server, kind: Kind) -> bool {
-    let (clock, net) = (&log.host().clock, &log.host().net);
-    let mut said = pin!(describe(log, server, kind));
-    if let Ok(said) = clock.within(BRIEFLY, &mut said).await {
-        return said.is_ok();
-    }
-    let within = net::long_enough(&**net, &peer(server, kind), BRIEFLY);
-    let said = clock.within(within.saturating_sub(BRIEFLY), said).await;
-    matches!(said, Ok(Ok(_)))
-}
-
-pub(super) async fn describe(
-    log: &Log,
-    server: &Server,
-    kind: Kind,
-) -> Result<Description, Failure> {
-    log.shared.calls.describe(&peer(server, kind)).await
-}
-
-/// What is said at the address of `unit` by whoever answers there, if it writes: there are disks that do everything but that. It
-/// may be on another directory by now.
-pub(super) async fn writing(log: &Log, unit: &Server, term: Term) -> Option<Description> {
-    let said = describe(log, unit, Kind::LogUnit).await.ok()?;
-    if matches!(said.state.as_str(), "failed" | "full" | "draining") {
-        return None;
-    }
-    let unit = Server {
-        identity: said.identity,
-        incarnation: said.incarnation,
-        ..unit.clone()
-    };
-    let (calls, payload) = (&log.shared.calls, Payload::new());
-    let probed = calls.unit(&unit, term, UnitRequest::Probe, payload).await;
-    probed.is_ok().then_some(said)
 }
 
 /// Whether `unit` takes a seal: that of the decided `term`, which changes nothing if it has it, and takes the way of the next.

@@ -14,7 +14,8 @@ use milonga_wire::{
 
 use crate::calls::{Failure, unexpected};
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, answers_soon, describe, is_closed_only, is_over};
+use crate::reconfigure::condition::{answers_soon, describe};
+use crate::reconfigure::drive::{ChangeError, is_closed_only, is_over};
 use crate::reconfigure::reach::{Far, Reach};
 use crate::reconfigure::servers;
 

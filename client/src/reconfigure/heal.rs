@@ -19,7 +19,8 @@ use milonga_wire::{
 
 use crate::chain::{Found, OneChain};
 use crate::log::Log;
-use crate::reconfigure::drive::{ChangeError, can_be_sealed, describe, make, writing};
+use crate::reconfigure::condition::{describe, writing};
+use crate::reconfigure::drive::{ChangeError, can_be_sealed, make};
 use crate::reconfigure::finish::raise_trim;
 use crate::reconfigure::plan::Change;
 use crate::reconfigure::reach::{Far, Reach};

@@ -16,6 +16,7 @@
 mod attend;
 mod by_hand;
 mod carry_out;
+mod condition;
 mod drive;
 mod finish;
 mod genesis;

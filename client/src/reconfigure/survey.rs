@@ -8,9 +8,8 @@ use milonga_wire::{Decided, Description, Identity, Kind, Layout, Server, ServerN
 
 use crate::calls::Failure;
 use crate::log::Log;
-use crate::reconfigure::drive::{
-    ChangeError, answers_soon, can_be_sealed, describe, is_closed_only,
-};
+use crate::reconfigure::condition::{answers_soon, describe};
+use crate::reconfigure::drive::{ChangeError, can_be_sealed, is_closed_only};
 use crate::reconfigure::opinion::{self, Verdict};
 use crate::reconfigure::plan::{Change, PlanError};
 use crate::reconfigure::reach::{Far, Reach};
