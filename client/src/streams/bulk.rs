@@ -143,7 +143,7 @@ async fn indexed(
             }
             Err(failure) => {
                 log.after(&mut patience, layout.term, failure.into())
-                    .await?
+                    .await?;
             }
         }
     }
