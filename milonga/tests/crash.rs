@@ -154,7 +154,8 @@ fn an_append_whose_outcome_is_unknown_prints_a_stamp_that_any_process_resumes() 
 
     // A stamp of records that are proved not to be in the log: a resume appends them, and the next one finds that.
     let (session, _) = stamp.split_once('-').unwrap();
-    let lost = format!("{session}-77@0:0+1/0");
+    // The position was issued in a term that is over, far above where the next one began.
+    let lost = format!("{session}-77@0:5000+1/0");
     let args = [
         "-o", "json", "log", "append", "--lines", "-", "--resume", &lost,
     ];

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use milonga_wire::{Decided, Layout, Position, Role, Server, Span};
+use milonga_wire::{
+    Decided, Layout, LayoutRequest, Payload, Position, Role, Server, Span, Term, UnitRequest,
+};
 
 use super::*;
 use crate::entry::Kind;
@@ -109,6 +111,75 @@ async fn a_unit_that_is_kept_for_closed_positions_does_not_come_back_as_it_is() 
     let unit = text("u-10");
     let error = refused(&log, Wish::AddUnit { chain: 0, unit }).await;
     assert!(error.to_string().contains("closed positions"), "{error}");
+    assert_eq!(cluster.layout().term, term);
+}
+
+/// Who is silent, and kept for closed positions that nobody else holds, does not leave by a term that changes nothing. An admin
+/// gives them up, and a spare takes them over where every unit serves others of them.
+#[tokio::test(start_paused = true)]
+async fn the_last_holder_of_closed_positions_leaves_by_force_only() {
+    let cluster = Cluster::new(2, 1, 1);
+    let log = cluster.client(Role::Admin);
+    fill_up(&log, 10).await;
+    done(&log, Wish::RemoveChain { chain: 1 }).await;
+    let spare = cluster.add_unit("n-0");
+    let unit = address(&spare);
+    done(&log, Wish::AddSpare { unit }).await;
+    let term = cluster.layout().term;
+    dead(&cluster, "u-10");
+
+    let unit = || text("u-10");
+    for wish in [evict("u-10", false), Wish::RemoveUnit { unit: unit() }] {
+        let error = refused(&log, wish).await.to_string();
+        assert!(
+            error.contains("u-10 cannot leave: it does not answer"),
+            "{error}"
+        );
+    }
+    assert_eq!(cluster.layout().term, term);
+
+    let decided = done(&log, evict("u-10", true)).await;
+    let heirs = &decided.layout.segments[0].chains[1].units;
+    assert_eq!(*heirs, [spare.identity]);
+    assert_eq!(records(&log).await.len(), 5);
+}
+
+/// Two clusters may share certificates: who serves, or decides, in the other one stays there.
+#[tokio::test(start_paused = true)]
+async fn servers_of_another_cluster_are_refused() {
+    let cluster = Cluster::new(1, 2, 4);
+    let log = cluster.client(Role::Control);
+    let elsewhere = Term(1);
+    let (unit, decides) = (cluster.add_unit("n-0"), cluster.add_layout_server("l-9"));
+    let calls = &log.shared.calls;
+    let start = Position::FIRST;
+    for request in [UnitRequest::Seal, UnitRequest::Announce { start }] {
+        let done = calls.unit(&unit, elsewhere, request, Payload::new());
+        done.await.unwrap();
+    }
+    let mut genesis = (*log.newest_layout().await.unwrap()).clone();
+    genesis.layout.origin.why = "another first layout".to_owned();
+    let decided = Box::new(genesis);
+    let learn = LayoutRequest::Learn { decided };
+    calls.layout(&decides, Term::GENESIS, learn).await.unwrap();
+    let term = cluster.layout().term;
+
+    let servers = vec![address(&decides)];
+    for (wish, words) in [
+        (
+            Wish::AddSpare {
+                unit: address(&unit),
+            },
+            "serves in term 1",
+        ),
+        (
+            Wish::SetLayoutServers { servers },
+            "decides the layouts of another cluster",
+        ),
+    ] {
+        let error = refused(&log, wish).await.to_string();
+        assert!(error.contains(words), "{error}");
+    }
     assert_eq!(cluster.layout().term, term);
 }
 

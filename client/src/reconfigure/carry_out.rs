@@ -17,7 +17,7 @@ use crate::reconfigure::by_hand::{build, took_effect};
 use crate::reconfigure::condition::describe;
 use crate::reconfigure::drive::{is_closed_only, make};
 use crate::reconfigure::finish::complete;
-use crate::reconfigure::heal::{Gap, copy, gaps_without, heal};
+use crate::reconfigure::heal::{Gap, copy, gaps_without, heal, is_whole};
 use crate::reconfigure::plan::{Change, PlanError};
 use crate::reconfigure::preview::{Preview, Said, positions_in, preview};
 use crate::reconfigure::wish::{HandError, Wish};
@@ -111,8 +111,8 @@ async fn all_answer(log: &Log, layout: &Layout, change: &Change) -> bool {
 pub async fn heal_all(log: &Log, why: &str) -> Result<(), HandError> {
     for _ in 0..DRAIN_STEPS {
         let healed = heal(log, why).await?.is_some();
-        let is_short = || async { shortage(&log.newest_layout().await.ok()?.layout) };
-        if healed || is_short().await.is_some() && readmit_now(log).await {
+        let newest = log.newest_layout().await?;
+        if healed || !is_whole(&newest.layout) && readmit_now(log).await {
             continue;
         }
         restore(log).await?;
@@ -129,40 +129,6 @@ pub async fn heal_all(log: &Log, why: &str) -> Result<(), HandError> {
 pub async fn restore(log: &Log) -> Result<(), HandError> {
     complete(log, &log.newest_layout().await?.layout).await;
     Ok(())
-}
-
-/// What keeps the cluster of `layout` from full strength, in words for people: which chains are short, or out of reach.
-pub fn shortage(layout: &Layout) -> Option<String> {
-    let replicas = usize::from(layout.settings.replicas);
-    let open = layout.open_segment().chains.iter().enumerate();
-    let mut short = open.filter(|(_, chain)| chain.units.len() < replicas);
-    if let Some((number, chain)) = short.next() {
-        return Some(format!(
-            "chain {number} has {} of {replicas} units, and no spare that answers is there for it; try `milonga cluster add-spare ADDRESS`",
-            chain.units.len()
-        ));
-    }
-    let closed = layout
-        .segments
-        .iter()
-        .filter(|segment| segment.end.is_some());
-    for segment in closed {
-        for chain in &segment.chains {
-            let span = segment.span();
-            if chain.unreachable {
-                return Some(format!(
-                    "no unit that holds positions of {span} answers; start one of them"
-                ));
-            }
-            if chain.units.len() < replicas {
-                return Some(format!(
-                    "positions of {span} have {} of {replicas} copies, and nobody is there to take one more; try `milonga cluster add-spare ADDRESS`",
-                    chain.units.len()
-                ));
-            }
-        }
-    }
-    None
 }
 
 /// How many positions are still to be copied for `wish`, as the units that are copied to say.

@@ -100,6 +100,13 @@ pub fn may_take_spares(layout: &Layout) -> bool {
     !layout.spares.is_empty() && open.any(|chain| chain.units.len() < replicas)
 }
 
+/// Whether every position has as many copies as it should have, and can be read.
+pub(super) fn is_whole(layout: &Layout) -> bool {
+    let replicas = usize::from(layout.settings.replicas);
+    let mut chains = layout.segments.iter().flat_map(|segment| &segment.chains);
+    chains.all(|chain| chain.units.len() >= replicas && !chain.unreachable)
+}
+
 /// Whether [`heal`] would have something to do.
 pub fn is_short(layout: &Layout) -> bool {
     may_take_spares(layout) || !gaps(layout).is_empty()

@@ -33,7 +33,7 @@ mod wish;
 mod words;
 
 pub(crate) use attend::{attend, needs_attention};
-pub use carry_out::{carry_out, heal_all, left_to_copy, plan, restore, shortage};
+pub use carry_out::{carry_out, heal_all, left_to_copy, plan, restore};
 pub(crate) use drive::make;
 pub use drive::{ChangeError, change, mend, rebuild};
 pub use genesis::{Genesis, InitError, init};

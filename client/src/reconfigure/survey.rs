@@ -167,8 +167,8 @@ impl Survey {
     }
 }
 
-/// Whoever is no suspect is asked about only if it does not answer itself, or says that its disk failed; a suspect that others find in trouble is not
-/// waited for.
+/// Whoever is no suspect is asked about only if it does not answer itself, or says that its disk failed; a suspect that others
+/// find in trouble is not waited for.
 async fn find(log: &Log, known: &Decided, server: &Server, kind: Kind, is_suspect: bool) -> Found {
     let layout = &known.layout;
     let said = pin!(describe(log, server, kind));

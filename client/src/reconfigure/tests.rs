@@ -416,6 +416,41 @@ async fn a_unit_that_left_and_cannot_write_stays_out() {
     assert_eq!(cluster.layout().left.len(), 0);
 }
 
+/// A unit that left and answers is taken back at once when an operator heals; and after a while by any control client that merely
+/// sees the layout, though it met no trouble, unless it was told not to attend.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_left_comes_back_by_hand_or_by_whoever_sees_that_it_is_missing() {
+    for (by_hand, attend) in [(true, false), (false, true), (false, false)] {
+        let cluster = Cluster::new(1, 3, 1);
+        let log = cluster.client(Role::Control);
+        fill_up(&log, 0, 5).await;
+        dead(&cluster, "u-01");
+        fill_up(&log, 5, 8).await;
+        drop(log);
+        cluster.heal();
+        let options = Options {
+            attend,
+            ..Options::default()
+        };
+        let other = cluster.client_with(Role::Control, options);
+        other.read(Position(0)).await.unwrap();
+        if by_hand {
+            heal_all(&other, "a test").await.unwrap();
+        } else {
+            other.host().clock.sleep(Duration::from_secs(180)).await;
+        }
+
+        let layout = cluster.layout();
+        assert_eq!(
+            layout.left.is_empty(),
+            by_hand || attend,
+            "{by_hand} {attend}"
+        );
+        assert_eq!(open(&cluster).len() == 3, by_hand || attend);
+        assert_eq!(records(&other).await, numbers(8));
+    }
+}
+
 /// While anything is missing, the unit that left may hold the last copy of it: nobody empties it unasked.
 #[tokio::test(start_paused = true)]
 async fn a_unit_that_left_is_not_emptied_while_something_is_missing() {

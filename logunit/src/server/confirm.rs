@@ -66,15 +66,16 @@ impl Shared {
         loop {
             self.confirmations.work.notified().await;
             let resets = std::mem::take(&mut *lock(&self.confirmations.resets));
-            for reset in resets {
-                self.confirm_reset(reset).await;
-            }
             let waiting = std::mem::take(&mut *lock(&self.confirmations.waiting));
-            let least = waiting.iter().map(|(_, least)| *least).max();
-            let Some(least) = least else { continue };
-            let newest = self.newest_layout(least).await.map(|layout| layout.term);
+            let enough = waiting.iter().map(|(_, least)| *least);
+            let enough = enough.chain(resets.iter().map(|reset| reset.term)).max();
+            let Some(enough) = enough else { continue };
+            let newest = self.newest_layout(enough).await;
+            for reset in resets {
+                self.reset_unless_listed(reset, newest.as_ref());
+            }
             for (mut seal, least) in waiting {
-                if newest.is_some_and(|newest| newest >= least) {
+                if newest.as_ref().is_some_and(|newest| newest.term >= least) {
                     seal.asked.confirmed = true;
                     self.enqueue(seal);
                 } else {
@@ -87,20 +88,23 @@ impl Shared {
         }
     }
 
-    /// Does what `reset` asks if no layout lists this unit any more, as its own layout servers say.
-    async fn confirm_reset(&self, reset: Later) {
+    /// Does what `reset` asks if the `newest` layout that its own layout servers know is as new as that, and does not list this
+    /// unit.
+    fn reset_unless_listed(&self, reset: Later, newest: Option<&Layout>) {
         let identity = reset.who.identity;
-        let refusal = match self.newest_layout(reset.term).await {
-            None => Refusal::Unconfirmed { term: reset.term },
-            Some(layout) => {
-                let mut listed = layout.units.iter().chain(&layout.spares);
-                if !listed.any(|unit| unit.identity == identity) {
-                    return self.do_now(reset);
-                }
-                Refusal::InUse { term: layout.term }
-            }
+        let lists = |layout: &&Layout| {
+            let mut listed = layout.units.iter().chain(&layout.spares);
+            listed.any(|unit| unit.identity == identity)
         };
-        reset.respond.send(Err(refusal));
+        if let Some(layout) = newest.filter(lists) {
+            let term = layout.term;
+            return reset.respond.send(Err(Refusal::InUse { term }));
+        }
+        if newest.is_none_or(|layout| layout.term < reset.term) {
+            let term = reset.term;
+            return reset.respond.send(Err(Refusal::Unconfirmed { term }));
+        }
+        self.do_now(reset);
     }
 
     /// The newest layout that a layout server says is decided, as soon as one is of the term `enough`: of those in the

@@ -8,7 +8,7 @@ use milonga_client::reconfigure::{self, Preview, Wish};
 use milonga_wire::{Layout, Position, Span};
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, status};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{bytes, progress, say, table};
 
@@ -311,7 +311,10 @@ struct Reached {
 impl ChangeCommand {
     pub(super) async fn run(self, context: &Context) -> Outcome {
         let (wish, how) = self.asked();
-        let log = context.cluster.connect()?;
+        // What is asked for, and nothing beside it.
+        let log = context
+            .cluster
+            .connect_with(|options| options.attend = false)?;
         if how.plan {
             return show(context, &reconfigure::plan(&log, &wish).await?);
         }
@@ -376,13 +379,13 @@ impl ChangeCommand {
 async fn make(log: &Log, wish: &Wish, how: &How) -> Outcome<Layout> {
     let decided = reconfigure::carry_out(log, wish, &how.why).await?;
     if matches!(wish, Wish::Heal) {
-        if let Some(lacking) = reconfigure::shortage(&decided.layout) {
-            return Err(Failure::new(
+        return match status::short(&decided.layout).first() {
+            None => Ok(decided.layout.clone()),
+            Some(issue) => Err(Failure::new(
                 Code::Conflict,
-                format!("not at full strength: {lacking}"),
-            ));
-        }
-        return Ok(decided.layout.clone());
+                format!("not at full strength: {issue}"),
+            )),
+        };
     }
     // What units lack of what is closed is put back by the process that made the term, which is about to end.
     let clock = &log.host().clock;

@@ -72,11 +72,17 @@ struct Segment {
 }
 
 #[derive(Serialize)]
-struct Issue {
+pub(super) struct Issue {
     code: &'static str,
     subject: String,
     text: String,
     fix: String,
+}
+
+impl std::fmt::Display for Issue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}; {}", self.subject, self.text, self.fix)
+    }
 }
 
 pub(super) async fn run(context: &Context, wait: bool) -> Outcome {
@@ -236,10 +242,7 @@ impl Status {
             ))?;
         }
         for issue in self.issues.iter().chain(&self.advice) {
-            line(&format!(
-                "\n{}: {} {}; {}",
-                issue.code, issue.subject, issue.text, issue.fix
-            ))?;
+            line(&format!("\n{}: {issue}", issue.code))?;
         }
         Ok(())
     }
@@ -466,7 +469,13 @@ fn issues(layout: &Layout, sight: &Sight) -> Vec<Issue> {
     );
     found.extend(sight.units.iter().filter_map(damaged));
     found.extend(not_serving(&sight.sequencer, sight));
-    found.extend(short_chains(layout));
+    found.extend(short(layout));
+    found
+}
+
+/// What keeps the cluster from full strength.
+pub(super) fn short(layout: &Layout) -> Vec<Issue> {
+    let mut found = short_chains(layout);
     found.extend(short_ranges(layout));
     found
 }

@@ -75,6 +75,7 @@ async fn a_unit_that_its_own_layout_servers_list_is_not_reset() {
     for (newest, refusal) in [
         (Some(0), Refusal::InUse { term: Term(0) }),
         (None, Refusal::Unconfirmed { term: Term(14) }),
+        (Some(13), Refusal::Unconfirmed { term: Term(14) }),
     ] {
         let node = Node::with(&[newest], 1 << 20).announced().await;
         node.write(0, 0).await.unwrap().0.unwrap();

@@ -326,8 +326,8 @@ impl Done {
         self.resumes = Some(stamp.to_string());
         let stream = stamp.stream();
         let end = log.end_of(&[stream]).await?;
-        let first = stamp.saved.placed.iter().map(|placed| placed.first).min();
-        let span = Span::new(first.unwrap_or_default(), end.counter);
+        // Wherever they are: a later term may have begun below the positions saved, and issued lower ones.
+        let span = Span::new(Position::FIRST, end.counter);
         let last = end.streams.first().map(|link| &link.before);
         let mut found = 0;
         for entry in log.read_stream(stream, span, last).await? {
