@@ -7,6 +7,7 @@
 
 mod support;
 
+use milonga_client::Layout;
 use rustix::process::Signal;
 use support::field::Field;
 use support::load::{connect, layout, lists, names};
@@ -79,7 +80,18 @@ async fn without_caretakers_control_clients_mend_and_heal() {
     field.kill("layout-2");
     load.goes_on(20).await;
     let middle = field.unit(0, 1).await;
+    let before_it = field.log.newest_layout().await.unwrap().layout.clone();
     field.dev.tell("restart", &middle, &["--kill"]).done();
+    // Whoever appends to its chain meets its new start, and makes the term that lists it.
+    let started = |layout: &Layout| {
+        let mut units = layout.units.iter();
+        units
+            .find(|unit| unit.name.as_str() == middle)
+            .map(|unit| unit.incarnation)
+    };
+    let relisted =
+        |layout: &Layout| started(layout).is_some_and(|now| Some(now) != started(&before_it));
+    layout(&field.log, "the new start listed", relisted).await;
     load.goes_on(20).await;
     for name in ["sequencer-1", "layout-2"] {
         field.dev.tell("restart", name, &[]).done();
