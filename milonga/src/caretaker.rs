@@ -2,8 +2,8 @@
 //!
 //! It looks around twice a second, and at once when a client suspects a server. Where a term is half done, or a server
 //! that is needed was restarted or is gone, it mends; where the cluster is not at full strength, it heals; holes that
-//! readers reported, it settles. Several caretakers may do so at once: each step is idempotent, and their looks are
-//! jittered so that one of them is usually first.
+//! readers reported, it settles; a layout server that missed a layout, it teaches. Several caretakers may do so at once:
+//! each step is idempotent, and their looks are jittered so that one of them is usually first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -119,6 +119,11 @@ impl Caretaker {
         let waits = |failed: &Failed| failed.seen == sight.standings() && now < failed.again;
         if !sight.needs_mending() {
             self.failed = None;
+            if sight.lags()
+                && let Err(error) = reconfigure::catch_up(&self.log).await
+            {
+                tracing::info!(%error, "layout servers lag behind");
+            }
             self.log.attend();
             self.repair(sight.damaged()).await;
         } else if !self.failed.as_ref().is_some_and(waits) {

@@ -110,6 +110,15 @@ impl Sight {
             || listed().any(|seen| restarted(seen) || elsewhere(seen) && !is_broken(seen))
     }
 
+    /// Whether a layout server missed the newest layout: it was down when that was decided, and votes on nothing.
+    pub(crate) fn lags(&self) -> bool {
+        let mut servers = self.layout_servers.iter();
+        servers.any(|seen| {
+            let said = seen.said.as_ref();
+            said.is_ok_and(|said| said.identity == seen.listed.identity && said.term < self.term)
+        })
+    }
+
     /// A log unit of an open chain whose disk failed.
     pub(crate) fn broken(&self) -> Option<ServerName> {
         let failed = |seen: &&Seen| matches!(&seen.said, Ok(said) if said.state == "failed");

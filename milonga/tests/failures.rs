@@ -176,6 +176,23 @@ async fn a_layout_server_and_the_sequencer_are_killed_and_named() {
     told.is_all_of(&field.log).await;
 }
 
+/// A layout server that was down when a layout was decided has no vote: it is taught when it is back, with no client and no
+/// change that would do it.
+#[tokio::test]
+async fn a_layout_server_that_missed_a_layout_is_taught() {
+    let field = Field::new(&[]);
+    field.kill("layout-1");
+    for _ in 0..2 {
+        let again = ["cluster", "rebuild-sequencer"];
+        field.dev.run(&again).done();
+    }
+    field.dev.tell("restart", "layout-1", &[]).done();
+    field.is_well();
+    let newest = field.log.newest_layout().await.unwrap();
+    assert_eq!(field.status()["term"], newest.layout.term.0);
+    assert!(newest.layout.term.0 >= 2);
+}
+
 /// H6, 7.3: a sequencer that stood still while another took over can make nobody read a stale end, and its tokens are useless.
 #[tokio::test]
 async fn a_sequencer_that_stood_still_comes_back_to_no_effect() {

@@ -42,6 +42,7 @@ pub(crate) use phases::Changes;
 pub use phases::Phases;
 pub use plan::{Change, PlanError, Seals, next};
 pub use reset::{Reset, ResetError, reset_left_unit};
+pub use servers::catch_up;
 
 pub use crate::repair::{RepairError, Repaired, repair};
 pub use preview::{Copying, Preview, Reached, Redundancy};

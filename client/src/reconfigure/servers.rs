@@ -30,6 +30,15 @@ pub(super) async fn hold(log: &Log, decided: &Decided) -> Result<(), ChangeError
     taught(log, &decided.layout.layout_servers, decided).await
 }
 
+/// Teaches every layout server that lags behind the newest layout what it lacks, if it answers: until then it votes on nothing.
+///
+/// # Errors
+/// [`ChangeError::NotHeld`] if a majority of them does not hold the newest layout then.
+pub async fn catch_up(log: &Log) -> Result<(), ChangeError> {
+    let known = log.shared.layouts.read().await?;
+    hold(log, &known.decided).await
+}
+
 /// Teaches `servers` all layouts up to `decided`, before they become the layout servers.
 ///
 /// # Errors

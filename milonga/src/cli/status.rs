@@ -489,7 +489,7 @@ fn lagging(seen: &Seen, layout: &Layout) -> Option<Issue> {
             "lagging",
             seen.listed.name.as_str(),
             format!("knows the layouts up to term {} of {}", said.term, layout.term),
-            "the next change teaches it, e.g. `milonga cluster rebuild-sequencer`; if it stays behind, it holds another history: \
+            "a caretaker teaches it, or the next change does, e.g. `milonga cluster rebuild-sequencer`; if it stays behind, it holds another history: \
              give it an empty directory, then `milonga cluster set-layout-servers` with its name among the others",
         )
     })
