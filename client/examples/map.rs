@@ -9,8 +9,8 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use milonga_client::ClusterConfig;
-use milonga_client::object::Map;
 use milonga_client::object::map::{Cas, Expect, Keys};
+use milonga_client::object::{Map, Objects};
 
 const KEY: &str = "examples/starts";
 
@@ -18,7 +18,7 @@ const KEY: &str = "examples/starts";
 async fn main() -> Result<(), Box<dyn Error>> {
     let file = std::env::args().nth(1).ok_or("usage: map CLUSTER-FILE")?;
     let log = ClusterConfig::load(&PathBuf::from(file))?.connect()?;
-    let map = Map::open(&log, "default");
+    let map = Map::open(&Objects::new(&log), "default").await?;
 
     // Read, compute, compare and set; if another was faster, again.
     loop {

@@ -8,11 +8,15 @@
 //! Source: Tango (SOSP '13), "Streaming CORFU": a reader strides back over the last K positions of the stream.
 
 mod bulk;
+mod pick;
+mod together;
 
 use milonga_wire::limits::BACKPOINTERS;
 use milonga_wire::{Before, Position, Span, StreamId, StreamLink};
 
 use self::bulk::{Top, batch, top_of};
+use self::pick::Picker;
+pub(crate) use self::together::{Found, Together, Wanted};
 use crate::entry::{Entry, Kind};
 use crate::log::Log;
 use crate::read::ReadError;
@@ -81,8 +85,7 @@ pub struct StreamReader {
     way: Way,
     /// Spans up to this long are scanned.
     short: u64,
-    /// Trimmed positions of which it is not known yet whether the stream had any.
-    trimmed: Option<Span>,
+    picker: Picker,
 }
 
 /// How it goes about it.
@@ -102,7 +105,7 @@ impl StreamReader {
             last,
             way: Way::Open,
             short: SCAN_POSITIONS,
-            trimmed: None,
+            picker: Picker::new([(stream, span.start)]),
         }
     }
 
@@ -162,56 +165,15 @@ impl StreamReader {
             // If there is nothing, a later term has begun: what is left was never written.
             let end = some.last().map(|entry| entry.position.next());
             self.rest.start = end.unwrap_or(self.rest.end);
-            let picked = self.pick(some);
+            let picked = self.picker.pick(some);
             if !picked.is_empty() {
-                return Ok(Some(picked));
+                return Ok(Some(picked.into_iter().map(|found| found.entry).collect()));
             }
         }
         let last = self.last.take().unwrap_or(Before::Unknown);
-        Ok(self.gap(&last).map(|gap| vec![gap]))
-    }
-
-    /// What of `entries` a reader of the stream must see.
-    fn pick(&mut self, entries: Vec<Entry>) -> Vec<Entry> {
-        let mut picked = vec![];
-        for entry in entries {
-            match &entry.kind {
-                Kind::Trimmed => {
-                    let span = self.trimmed.get_or_insert(Span::one(entry.position));
-                    span.end = entry.position.next();
-                }
-                Kind::Unknown | Kind::Unwritten => {
-                    picked.extend(self.gap(&Before::Unknown));
-                    picked.push(entry);
-                }
-                Kind::Junk { .. } => {}
-                Kind::Data { .. } => {
-                    if let Some(link) = link(&entry, self.stream) {
-                        picked.extend(self.gap(&link.before));
-                        picked.push(entry);
-                    }
-                }
-            }
-        }
-        picked
-    }
-
-    /// The trimmed positions met so far, unless the stream's next record, or its end, says that none of them was its
-    /// own (C9). A burnt position of the stream among them cannot be told from a record: it counts as one.
-    fn gap(&mut self, before: &Before) -> Option<Entry> {
-        let trimmed = self.trimmed.take()?;
-        let proved = match before {
-            Before::Known(before) => {
-                let reaches = before.iter().any(|position| *position < trimmed.start);
-                (reaches || before.len() < BACKPOINTERS)
-                    && !before.iter().any(|position| trimmed.contains(*position))
-            }
-            Before::Unknown => false,
-        };
-        (!proved).then_some(Entry {
-            position: trimmed.start,
-            kind: Kind::Trimmed,
-        })
+        let gaps = self.picker.end(&[(self.stream, last)]);
+        let gaps: Vec<Entry> = gaps.into_iter().map(|found| found.entry).collect();
+        Ok((!gaps.is_empty()).then_some(gaps))
     }
 }
 

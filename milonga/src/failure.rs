@@ -5,7 +5,9 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use milonga_client::object::{AtError, DecideError, PlayError, UpdateError};
+use milonga_client::object::{
+    AtError, DecideError, OpenError, PlayError, SnapshotError, UpdateError,
+};
 use milonga_client::reconfigure::{
     ChangeError, HandError, InitError, PlanError, RepairError, ResetError,
 };
@@ -203,8 +205,31 @@ impl From<PlayError> for Failure {
     fn from(error: PlayError) -> Self {
         match error {
             PlayError::Unavailable(error) => error.into(),
-            PlayError::Trimmed(_) | PlayError::Operation { .. } => Self::failed(error),
-            PlayError::Lost(_) => Self::new(Code::Damage, error),
+            PlayError::Trimmed(_) | PlayError::Operation { .. } | PlayError::Unopened(_) => {
+                Self::failed(error)
+            }
+            PlayError::Lost(_) | PlayError::Snapshot { .. } => Self::new(Code::Damage, error),
+            PlayError::Undecided { .. } => Self::new(Code::Unavailable, error),
+        }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::OtherKind { .. } => Self::new(Code::Conflict, error),
+            OpenError::TooLong { .. } => Self::failed(error),
+            OpenError::Play(error) => error.into(),
+            OpenError::Decide(error) => error.into(),
+        }
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Play(error) => error.into(),
+            SnapshotError::Update(error) => error.into(),
         }
     }
 }
@@ -221,7 +246,7 @@ impl From<AtError> for Failure {
 impl From<UpdateError> for Failure {
     fn from(error: UpdateError) -> Self {
         match error {
-            UpdateError::TooLarge { .. } => Self::failed(error),
+            UpdateError::TooLarge { .. } | UpdateError::TooMany { .. } => Self::failed(error),
             UpdateError::NotAppended { why } => Self::from(why).about("not written"),
             UpdateError::Unknown { saved, why } => Self::new(
                 Code::Unknown,

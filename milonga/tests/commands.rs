@@ -118,6 +118,10 @@ fn commands_print_the_json_that_scripts_rely_on() {
 #[test]
 fn keys_are_put_compared_scanned_and_carried_to_another_map() {
     let dev = Dev::start(&SMALL);
+    dev.run(&["kv", "get", "k"])
+        .refused(5, &["no map `default`"]);
+    // Who only looks makes nothing.
+    assert_eq!(dev.run(&["log", "end"]).done().out, "0\n");
     let put = dev
         .run(&["kv", "put", "k", "v", "-o", "json"])
         .done()
@@ -134,7 +138,8 @@ fn keys_are_put_compared_scanned_and_carried_to_another_map() {
     let lost = dev.run(&["kv", "cas", "k", "--absent", "--new", "x", "-o", "json"]);
     lost.refused(4, &["not expected"]);
     assert_eq!(lost.json()["conflict"]["key"], "k");
-    let before = dev.run(&["kv", "get", "k", "--at", "0"]).done();
+    let first = put["position"].to_string();
+    let before = dev.run(&["kv", "get", "k", "--at", &first]).done();
     assert_eq!(before.out, "v\n");
 
     dev.run(&["kv", "put", "l", ""]).done();
@@ -154,6 +159,136 @@ fn keys_are_put_compared_scanned_and_carried_to_another_map() {
     assert_eq!(copied.out, "w\n");
     dev.run(&["kv", "delete", "k"]).done();
     dev.run(&["kv", "get", "k"]).refused(5, &[]);
+}
+
+/// `then` is done if all conditions hold, else `else`, in several maps as one; a conflict is only what came in between.
+#[test]
+fn a_transaction_does_one_branch_in_all_maps() {
+    let dev = Dev::start(&SMALL);
+    dev.run(&["kv", "put", "stock", "1"]).done();
+    let file = dev.file("order.json");
+    let order = serde_json::json!({
+        "if": [{"key": "stock", "value": "1"}, {"key": "closed", "absent": true}],
+        "then": [
+            {"put": {"key": "stock", "value": "0"}},
+            {"put": {"key": "7", "value": "/w==", "encoding": "base64", "map": "orders"}},
+        ],
+        "else": [{"get": {"key": "stock"}}, {"get": {"key": "closed"}}],
+    });
+    std::fs::write(&file, order.to_string()).unwrap();
+    let txn = ["kv", "txn", "-f", &file, "-o", "json"];
+    let done = dev
+        .run(&[&txn[..], &["--idempotency-key", "order 7"]].concat())
+        .done()
+        .json();
+    assert_eq!(
+        (&done["succeeded"], &done["attempts"]),
+        (&true.into(), &1.into())
+    );
+    let ordered = dev
+        .run(&["kv", "get", "7", "--map", "orders", "-o", "json"])
+        .done()
+        .json();
+    assert_eq!(
+        (&ordered["value"], &ordered["encoding"]),
+        (&"/w==".into(), &"base64".into())
+    );
+    assert_eq!(ordered["version"], done["position"]);
+
+    let other = dev.run(&txn).done().json();
+    assert_eq!(
+        (&other["succeeded"], &other["position"]),
+        (&false.into(), &serde_json::Value::Null)
+    );
+    assert_eq!(other["results"][0]["value"], "0");
+    assert_eq!(other["results"][1]["value"], serde_json::Value::Null);
+    // The same order again, by another process that does not know: nothing is done twice.
+    dev.run(&["kv", "put", "stock", "1"]).done();
+    let again = dev
+        .run(&[&txn[..], &["--idempotency-key", "order 7"]].concat())
+        .done()
+        .json();
+    assert_eq!(
+        (&again["repeated"], &again["position"]),
+        (&true.into(), &done["position"])
+    );
+    assert_eq!(dev.run(&["kv", "get", "stock"]).done().out, "1\n");
+
+    for (text, why) in [
+        ("{\"iff\": []}", "unknown field `iff`"),
+        (
+            "{\"if\": [{\"key\": \"k\"}]}",
+            "expected one of `value`, `version`, `absent` and `exists`",
+        ),
+        (
+            "{\"then\": [{\"put\": {\"key\": \"k\", \"value\": \"?\", \"encoding\": \"base64\"}}]}",
+            "order.json",
+        ),
+        ("then", "expected"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        dev.run(&txn).refused(1, &[why]);
+    }
+    dev.run(&["kv", "txn", "-f", "no such file"])
+        .refused(1, &["no such file"]);
+}
+
+/// What has an idempotency key is done once, whoever gives it again; a compare and set says again what it said.
+#[test]
+fn writes_with_an_idempotency_key_are_done_once() {
+    let dev = Dev::start(&SMALL);
+    let put = |value: &str| {
+        let again = ["--idempotency-key", "a", "-o", "json"];
+        dev.run(&[&["kv", "put", "k", value][..], &again].concat())
+            .done()
+            .json()
+    };
+    let (first, second) = (put("v"), put("w"));
+    assert_eq!(second["position"], first["position"]);
+    assert_eq!(
+        (first.get("repeated"), &second["repeated"]),
+        (None, &true.into())
+    );
+    assert_eq!(dev.run(&["kv", "get", "k"]).done().out, "v\n");
+
+    let cas = |key: &str, expect: &str, new: &str| {
+        dev.run(&[
+            "kv",
+            "cas",
+            "k",
+            "--expect",
+            expect,
+            "--new",
+            new,
+            "--idempotency-key",
+            key,
+        ])
+    };
+    cas("b", "nothing", "x").refused(4, &["not expected"]);
+    cas("c", "v", "x").done();
+    cas("c", "v", "y").done();
+    assert_eq!(dev.run(&["kv", "get", "k"]).done().out, "x\n");
+    cas("b", "x", "z").refused(4, &["not expected"]);
+    let delete = ["kv", "delete", "k", "--idempotency-key", "c"];
+    dev.run(&delete).done();
+    assert_eq!(dev.run(&["kv", "get", "k"]).done().out, "x\n");
+}
+
+/// What lies before a snapshot may be trimmed; a map, and its history from there on, are as they were.
+#[test]
+fn a_map_outlives_the_trim_of_what_its_snapshot_holds() {
+    let dev = Dev::start(&SMALL);
+    dev.run(&["kv", "put", "k", "v"]).done();
+    dev.run(&["kv", "put", "l", "v"]).done();
+    dev.run(&["kv", "put", "l", "w"]).done();
+    let snapshot = dev.run(&["kv", "snapshot", "-o", "json"]).done().json();
+    let export = dev.run(&["kv", "export"]).done().out;
+    dev.run(&["kv", "snapshot", "--map", "none"])
+        .refused(5, &["no map `none`"]);
+    assert_eq!(snapshot["as_of"], 4);
+    let at = ["kv", "export", "--at", "3"];
+    assert_eq!(dev.run(&at).done().out, export);
+    dev.run(&["kv", "get", "k", "--at", "1"]).done();
 }
 
 /// Findings of an operator start here.

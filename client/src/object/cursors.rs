@@ -6,17 +6,19 @@
 
 use std::collections::BTreeMap;
 
-use milonga_wire::Position;
+use milonga_wire::{Position, StreamId};
 use serde::{Deserialize, Serialize};
 
-use super::{DecideError, Object, PlayError, UpdateError, View};
-use crate::log::Log;
+use super::{
+    DecideError, ImageError, ImageReader, ImageWriter, Keys, Object, Objects, Part, PlayError,
+    Seen, UpdateError, View,
+};
 
 /// Bytes of the longest name.
 pub const NAME_BYTES_MAX: usize = 255;
 
 /// Where a reader stopped.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Cursor {
     /// The first position that is still to be read.
     pub position: Position,
@@ -67,7 +69,7 @@ pub enum Update {
 }
 
 /// What an update brought about.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
     /// It took place.
     Done,
@@ -117,15 +119,41 @@ impl Object for CursorsState {
         };
         Outcome::Done
     }
+
+    fn snapshot(&self, to: &mut ImageWriter) {
+        self.cursors.iter().for_each(|cursor| to.write(&cursor));
+    }
+
+    fn restore(from: &mut ImageReader) -> Result<Self, ImageError> {
+        let mut cursors = BTreeMap::new();
+        while let Some((name, cursor)) = from.read()? {
+            cursors.insert(name, cursor);
+        }
+        Ok(Self { cursors })
+    }
+
+    fn part(update: &Update) -> Part {
+        let (Update::Move { name, .. } | Update::Remove { name, .. }) = update;
+        Part::Key(name.clone().into_bytes().into())
+    }
+
+    fn seen(&self, part: &Part) -> Option<Seen> {
+        Keys::seen(part, |keys| {
+            let all = self.cursors.iter();
+            let all = all.filter(|(name, _)| keys.contains(&name.as_bytes().to_vec().into()));
+            Seen::all(all.map(|(_, cursor)| cursor.version))
+        })
+    }
 }
 
 /// The cursors of a log. Clones share one copy of them.
 ///
 /// ```no_run
+/// use milonga_client::object::Objects;
 /// use milonga_client::object::cursors::{Cursors, If, Outcome};
 ///
 /// # async fn use_it(log: milonga_client::Log) -> Result<(), Box<dyn std::error::Error>> {
-/// let cursors = Cursors::open(&log);
+/// let cursors = Cursors::open(&Objects::new(&log));
 /// let stopped = cursors.get("billing").await?;
 /// let (from, expect) = match stopped {
 ///     Some(cursor) => (cursor.position, If::Version(cursor.version)),
@@ -148,9 +176,9 @@ pub struct Cursors {
 
 impl Cursors {
     /// Those of this log.
-    pub fn open(log: &Log) -> Self {
+    pub fn open(objects: &Objects) -> Self {
         Self {
-            view: View::open(log, ""),
+            view: objects.host(StreamId::of_name(CursorsState::KIND)),
         }
     }
 
@@ -232,7 +260,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_first_of_a_group_to_move_a_cursor_wins() {
         let cluster = Cluster::new(1, 2, 1);
-        let [one, other] = [0, 1].map(|_| Cursors::open(&cluster.client(Role::Writer)));
+        let [one, other] =
+            [0, 1].map(|_| Cursors::open(&Objects::new(&cluster.client(Role::Writer))));
         let moved = one.move_to("c", Position(7), If::Absent).await.unwrap();
         assert_eq!(moved, (Position(0), Outcome::Done));
         assert_eq!(other.get("c").await.unwrap(), Some(at(7, 0)));
@@ -254,7 +283,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_cursor_moves_where_it_is_told_and_is_removed() {
         let cluster = Cluster::new(1, 2, 1);
-        let cursors = Cursors::open(&cluster.client(Role::Writer));
+        let cursors = Cursors::open(&Objects::new(&cluster.client(Role::Writer)));
         for to in [9, 3] {
             cursors
                 .move_to("c", Position(to), If::Always)

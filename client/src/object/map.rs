@@ -3,19 +3,18 @@
 //! Every key is allowed, the empty one too. Reads are linearizable unless they say otherwise. All of it is in memory, in
 //! every process that opened it: about 230 bytes for each key, beside the key and its value.
 
-mod keys;
 mod state;
+mod transaction;
 mod watch;
 
 use bytes::Bytes;
 use milonga_wire::Position;
 
-pub use keys::Keys;
+pub use super::Keys;
 pub use state::{Expect, KEY_BYTES_MAX, MapState, Outcome, Page, Update, Versioned};
 pub use watch::{Change, Watch};
 
-use super::{AtError, DecideError, PlayError, UpdateError, View};
-use crate::log::Log;
+use super::{AtError, DecideError, Objects, OpenError, PlayError, UpdateError, View};
 
 /// What became of a conditional write.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -37,11 +36,11 @@ pub enum Cas {
 /// A replicated map. Clones share one copy of it.
 ///
 /// ```no_run
-/// use milonga_client::object::Map;
+/// use milonga_client::object::{Map, Objects};
 /// use milonga_client::object::map::{Cas, Expect, Keys};
 ///
 /// # async fn use_it(log: milonga_client::Log) -> Result<(), Box<dyn std::error::Error>> {
-/// let map = Map::open(&log, "default");
+/// let map = Map::open(&Objects::new(&log), "default").await?;
 /// let version = map.put("colour", "red").await?;
 /// assert_eq!(map.get(b"colour").await?.map(|found| found.version), Some(version));
 ///
@@ -61,11 +60,25 @@ pub struct Map {
 }
 
 impl Map {
-    /// The map of that name. Nothing is asked yet: the first read plays its stream from the start.
-    pub fn open(log: &Log, name: &str) -> Self {
-        Self {
-            view: View::open(log, name),
-        }
+    /// The map of that name; if there is none, a new one, which is empty.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(objects: &Objects, name: &str) -> Result<Self, OpenError> {
+        Ok(Self::of(objects.open(name).await?))
+    }
+
+    /// The map of that name, if there is one: nothing is written for it.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn find(objects: &Objects, name: &str) -> Result<Option<Self>, OpenError> {
+        Ok(objects.find(name).await?.map(Self::of))
+    }
+
+    /// The map that this view is of: of [`Objects::host`], for one that the directory does not know.
+    pub fn of(view: View<MapState>) -> Self {
+        Self { view }
     }
 
     /// The view that it is.

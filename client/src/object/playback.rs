@@ -1,61 +1,34 @@
-//! Moves along one stream: reads what is new, hands it on in order, and stops where something is missing.
+//! Moves along the streams of some objects: brings what is new, in order.
 
-use milonga_wire::{Before, Position, Span, Stamp, StreamId, Term};
-use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, VecDeque};
 
-use super::codec::{OperationError, decode};
-use crate::entry::{Entry, Kind};
+use milonga_wire::limits::STREAMS_PER_ENTRY_MAX;
+use milonga_wire::{Before, Position, StreamId, Term};
+
 use crate::log::{End, Log};
 use crate::options::Options;
 use crate::read::ReadError;
-use crate::streams::StreamReader;
-use crate::trouble::Unavailable;
+use crate::streams::{Found, Together, Wanted};
 
-/// Why a view could not be moved on. It stays at the position it has reached; what it holds there is right.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum PlayError {
-    /// The log could not be read in time. Try again.
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-    /// Updates from this position on were trimmed before they were played here. The log alone cannot bring them back.
-    #[error("updates from position {0} on were trimmed; the object cannot be replayed from there")]
-    Trimmed(Position),
-    /// Every log unit that answered has lost what this position held. Nothing behind it is applied before a unit that
-    /// still holds it comes back, or an administrator declares it lost.
-    #[error("what position {0} held is lost on the log units that answered; bring back the others")]
-    Lost(Position),
-    /// The record at this position is no operation that this program knows. Every replica of this version stops there.
-    #[error("position {position}: {why}")]
-    Operation {
-        /// Where.
-        position: Position,
-        /// Why.
-        why: OperationError,
-    },
-}
-
-impl From<ReadError> for PlayError {
-    fn from(ReadError::Unavailable(error): ReadError) -> Self {
-        Self::Unavailable(error)
-    }
-}
-
-/// A place in an object's stream: everything before it was handed on, once and in order (O3).
+/// A place in the log, as far as some streams are concerned: everything of them before it was handed on, once and in order (O3).
 pub(crate) struct Playback {
     log: Log,
-    stream: StreamId,
-    /// Everything of the stream below it that was issued up to `term` was handed on.
+    /// Each with the place from which it is wanted.
+    streams: BTreeMap<StreamId, Position>,
+    /// Everything below it that was issued up to `term` was handed on.
     played: Position,
     term: Term,
-    /// The position of the last update handed on.
+    /// The position of the last record handed on.
     applied: Option<Position>,
     /// What is being read, and up to where.
-    reading: Option<(StreamReader, Position, Term)>,
+    reading: Option<(Together, Position, Term)>,
+    /// What was read and not handed on yet.
+    ready: VecDeque<Found>,
 }
 
 impl Playback {
-    /// The place behind the update at `applied`; if there is none, before the first entry of `stream`.
-    pub(crate) fn behind(log: &Log, stream: StreamId, applied: Option<Position>) -> Self {
+    /// The place before the first record of `streams`, each from its position on.
+    pub(crate) fn new(log: &Log, streams: impl IntoIterator<Item = (StreamId, Position)>) -> Self {
         // A hole must be settled before anybody may pass it, whatever else this client's reads do.
         let options = Options {
             settle: true,
@@ -63,76 +36,128 @@ impl Playback {
         };
         Self {
             log: log.with_options(options),
-            stream,
+            streams: streams.into_iter().collect(),
             played: Position::FIRST,
             term: Term::GENESIS,
-            applied,
+            applied: None,
             reading: None,
+            ready: VecDeque::new(),
         }
     }
 
-    /// The position of the last update handed on.
-    pub(crate) fn applied(&self) -> Option<Position> {
-        self.applied
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
     }
 
-    /// Plays up to `end`, which was confirmed, and hands every update on to `apply`.
-    pub(crate) async fn play<U: DeserializeOwned>(
-        &mut self,
-        end: &End,
-        mut apply: impl FnMut(Position, Stamp, U),
-    ) -> Result<(), PlayError> {
-        self.begin(end);
-        while !self.play_some(&mut apply).await? {}
-        Ok(())
+    /// The streams that it asks the sequencer for: none if there are more than one question may name.
+    pub(crate) fn asked(&self) -> Vec<StreamId> {
+        match self.streams.len() {
+            0..=STREAMS_PER_ENTRY_MAX => self.streams.keys().copied().collect(),
+            _ => vec![],
+        }
     }
 
-    /// Gets ready to play up to `end`: up to the counter, since what lies above it was never issued in its term (O5).
+    /// Which streams it brings from now on. What is new among them was played by others up to the same place.
+    pub(crate) fn set_streams(&mut self, streams: impl IntoIterator<Item = (StreamId, Position)>) {
+        self.streams = streams.into_iter().collect();
+        self.reading = None;
+        self.ready.clear();
+    }
+
+    pub(crate) fn has_streams(&self, streams: impl Iterator<Item = (StreamId, Position)>) -> bool {
+        self.streams
+            .keys()
+            .copied()
+            .eq(streams.map(|(stream, _)| stream))
+    }
+
+    /// Takes notice that others have played up to this place.
+    pub(crate) fn joined_by(&mut self, other: &Self) {
+        self.applied = self.applied.max(other.applied);
+    }
+
+    /// Gets ready to bring what lies below `end`: up to the counter, since what lies above it was never issued in its term (O5).
     pub(crate) fn begin(&mut self, end: &End) {
-        let link = end.streams.iter().find(|link| link.stream == self.stream);
-        let last = link.map(|link| link.before.clone());
+        let last = end.streams.iter();
+        let last = last
+            .map(|link| (link.stream, link.before.clone()))
+            .collect();
         self.begin_to(end.counter, end.term, last);
     }
 
-    /// Gets ready to play up to `end`, of which `last` says where the stream ends.
-    pub(crate) fn begin_to(&mut self, end: Position, term: Term, last: Option<Before>) {
-        let span = Span::new(self.next(term), end);
-        let reader = StreamReader::new(&self.log, self.stream, span, last);
-        self.reading = Some((reader, end, term));
+    /// Gets ready to bring what lies below `end`, of which `last` says where the streams end.
+    pub(crate) fn begin_to(
+        &mut self,
+        end: Position,
+        term: Term,
+        mut last: BTreeMap<StreamId, Before>,
+    ) {
+        self.ready.clear();
+        let next = self.next(term);
+        let wanted = self.streams.iter().map(|(stream, from)| Wanted {
+            stream: *stream,
+            from: next.max(*from).min(end),
+            last: last.remove(stream),
+        });
+        let together = Together::new(&self.log, wanted.collect(), end);
+        self.reading = Some((together, end, term));
     }
 
-    /// Whether something is ready to be played.
+    /// Whether it was begun and has not come to the end yet.
     pub(crate) fn has_begun(&self) -> bool {
         self.reading.is_some()
     }
 
-    /// Plays one batch. True once it has come to the end that it was begun for.
+    /// Brings more; false once all was brought and handed on.
     ///
-    /// After an error it must be begun again: the updates before the one in trouble have been handed on. A call that is
+    /// After an error it must be begun again: what was brought before the trouble has been handed on. A call that is
     /// dropped loses nothing and repeats nothing.
-    pub(crate) async fn play_some<U: DeserializeOwned>(
-        &mut self,
-        apply: &mut impl FnMut(Position, Stamp, U),
-    ) -> Result<bool, PlayError> {
-        let Some((reader, end, term)) = &mut self.reading else {
+    pub(crate) async fn fetch(&mut self) -> Result<bool, ReadError> {
+        if !self.ready.is_empty() {
             return Ok(true);
+        }
+        let Some((reading, end, term)) = &mut self.reading else {
+            return Ok(false);
         };
         let (end, term) = (*end, *term);
-        let result = match reader.next().await {
-            Ok(Some(entries)) => self.hand_on(entries, apply).map(|()| false),
-            Ok(None) => {
-                (self.played, self.term) = (end, term);
+        match reading.next().await {
+            Ok(Some(found)) => {
+                self.ready = found.into();
                 Ok(true)
             }
-            Err(error) => Err(error.into()),
-        };
-        if !matches!(result, Ok(false)) {
-            self.reading = None;
+            Ok(None) => {
+                (self.played, self.term) = (end, term);
+                self.reading = None;
+                Ok(false)
+            }
+            Err(error) => {
+                self.reading = None;
+                Err(error)
+            }
         }
-        result
     }
 
-    /// Where the next update can be, as far as a sequencer of `term` may have issued (O5).
+    /// What is to be handed on next.
+    pub(crate) fn next_ready(&self) -> Option<&Found> {
+        self.ready.front()
+    }
+
+    /// It was handed on.
+    pub(crate) fn handed_on(&mut self) {
+        if let Some(found) = self.ready.pop_front()
+            && found.entry.payload().is_some()
+        {
+            self.applied = Some(found.entry.position);
+        }
+    }
+
+    /// Nothing behind what is ready may be handed on.
+    pub(crate) fn stop(&mut self) {
+        self.reading = None;
+        self.ready.clear();
+    }
+
+    /// Where the next record can be, as far as a sequencer of `term` may have issued (O5).
     ///
     /// What was held when a term ended lies below the next one's open segment, so what was handed on stays. But positions
     /// that were issued in vain are issued again, to entries that nobody has seen.
@@ -143,30 +168,5 @@ impl Playback {
         } else {
             behind
         }
-    }
-
-    fn hand_on<U: DeserializeOwned>(
-        &mut self,
-        entries: Vec<Entry>,
-        apply: &mut impl FnMut(Position, Stamp, U),
-    ) -> Result<(), PlayError> {
-        for entry in entries {
-            let position = entry.position;
-            let (stamp, payload) = match entry.kind {
-                Kind::Data { stamp, payload, .. } => (stamp, payload),
-                Kind::Trimmed => return Err(PlayError::Trimmed(position)),
-                Kind::Unknown | Kind::Unwritten => return Err(PlayError::Lost(position)),
-                Kind::Junk { .. } => continue,
-            };
-            let update = decode(&payload).map_err(|why| PlayError::Operation { position, why })?;
-            assert!(
-                self.applied.is_none_or(|applied| applied < position),
-                "O3: {position} comes behind {:?}",
-                self.applied
-            );
-            self.applied = Some(position);
-            apply(position, stamp, update);
-        }
-        Ok(())
     }
 }

@@ -2,8 +2,8 @@
 
 use clap::Subcommand;
 use milonga_client::Position;
-use milonga_client::object::Cursors;
 use milonga_client::object::cursors::{Cursor, If, NAME_BYTES_MAX, Outcome as Moved};
+use milonga_client::object::{Cursors, Objects};
 use serde::Serialize;
 
 use super::Context;
@@ -91,7 +91,7 @@ pub(super) fn name(text: &str) -> Result<String, String> {
 
 impl CursorCommand {
     pub(super) async fn run(self, context: &Context) -> Outcome {
-        let cursors = Cursors::open(&context.cluster.connect()?);
+        let cursors = Cursors::open(&Objects::new(&context.cluster.connect()?));
         match self {
             Self::Get { name } => match cursors.get(&name).await? {
                 Some(cursor) => print(context, &name, cursor),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use milonga_client::object::Map;
+use milonga_client::object::{Map, Objects};
 use milonga_client::reconfigure;
 use milonga_client::verify::VerifyOptions;
 use milonga_client::{ClusterConfig, Log, Span, Term};
@@ -208,7 +208,7 @@ async fn verify(log: &Log, span: Span, content: &[u8]) -> Outcome {
 }
 
 async fn keys(log: &Log) -> Outcome {
-    let map = Map::open(log, "demo");
+    let map = Map::open(&Objects::new(log), "demo").await?;
     for number in 0..KEYS {
         let (key, value) = (format!("key-{number}"), format!("value-{number}"));
         if map.get_stale(key.as_bytes()).is_none() && map.get(key.as_bytes()).await?.is_none() {

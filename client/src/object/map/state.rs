@@ -6,8 +6,7 @@ use bytes::Bytes;
 use milonga_wire::Position;
 use serde::{Deserialize, Serialize};
 
-use super::Keys;
-use crate::object::Object;
+use crate::object::{ImageError, ImageReader, ImageWriter, Keys, Object, Part, Seen};
 
 /// Bytes of the longest key.
 pub const KEY_BYTES_MAX: usize = 64 << 10;
@@ -75,7 +74,7 @@ impl Expect {
 }
 
 /// A value, and the position of the write that set it.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Versioned {
     /// The value.
     pub value: Bytes,
@@ -93,7 +92,7 @@ impl Versioned {
 }
 
 /// What an update brought about.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
     /// The key has the new value.
     Put,
@@ -157,6 +156,24 @@ impl MapState {
         }
     }
 
+    /// The keys whose values are others in `new`, with what they are there; none if they are gone.
+    pub(super) fn changed_in(&self, new: &Self) -> Vec<(Bytes, Option<Bytes>)> {
+        let gone = self
+            .entries
+            .keys()
+            .filter(|key| !new.entries.contains_key(*key));
+        let gone = gone.map(|key| (key.clone(), None));
+        let old = |key| self.entries.get(key).map(|(value, _)| value);
+        let others = new
+            .entries
+            .iter()
+            .filter(|(key, (value, _))| old(*key) != Some(value));
+        let others = others.map(|(key, (value, _))| (key.clone(), Some(value.clone())));
+        let mut changed: Vec<_> = gone.chain(others).collect();
+        changed.sort_unstable();
+        changed
+    }
+
     fn put(&mut self, position: Position, key: Bytes, value: Bytes) -> Outcome {
         self.entries.insert(key, (value, position));
         Outcome::Put
@@ -197,6 +214,54 @@ impl Object for MapState {
             Update::Delete { key } => self.delete(&key),
             Update::Cas { key, expect, value } => self.cas(position, key, &expect, value),
         }
+    }
+
+    fn snapshot(&self, to: &mut ImageWriter) {
+        self.entries.iter().for_each(|entry| to.write(&entry));
+    }
+
+    fn restore(from: &mut ImageReader) -> Result<Self, ImageError> {
+        let mut items = vec![];
+        while let Some(item) = from.read()? {
+            items.push(item);
+        }
+        // They come in order, which is the fast way to make a tree.
+        let entries = items.into_iter().collect();
+        Ok(Self { entries })
+    }
+
+    fn part(update: &Update) -> Part {
+        Part::Key(update.key().clone())
+    }
+
+    fn seen(&self, part: &Part) -> Option<Seen> {
+        match part {
+            Part::Whole => None,
+            Part::Key(key) => Some(Seen::one(
+                self.entries.get(key).map(|(_, version)| *version),
+            )),
+            Part::Keys(keys) => {
+                let range = keys
+                    .bounds()
+                    .map(|bounds| self.entries.range::<Bytes, _>(bounds));
+                let versions = range
+                    .into_iter()
+                    .flatten()
+                    .map(|(_, (_, version))| *version);
+                Some(Seen::all(versions))
+            }
+        }
+    }
+
+    fn reset(&mut self, position: Position, to: Self) {
+        let mut entries = to.entries;
+        for (key, (value, version)) in &mut entries {
+            *version = match self.entries.get(key) {
+                Some((same, current)) if same == value => *current,
+                Some(_) | None => position,
+            };
+        }
+        self.entries = entries;
     }
 }
 

@@ -13,8 +13,12 @@ use crate::testing::{Cluster, Fault, Gate, once};
 
 fn writer(cluster: &Cluster) -> (Log, Map) {
     let log = cluster.client(Role::Writer);
-    let map = Map::open(&log, "m");
+    let map = map_of(&log, "m");
     (log, map)
+}
+
+fn map_of(log: &Log, name: &str) -> Map {
+    Map::of(Objects::new(log).host(milonga_wire::StreamId::of_name(name)))
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "it is what reads answer")]
@@ -98,6 +102,8 @@ async fn a_conditional_delete_removes_only_what_was_expected() {
     let cluster = Cluster::new(1, 2, 1);
     let (_, map) = writer(&cluster);
     map.put("", "of the empty key").await.unwrap();
+    map.get(b"").await.unwrap();
+    cluster.forget();
 
     let wrong = map.delete_if("", Expect::value("other")).await.unwrap();
     let right = map
@@ -260,7 +266,7 @@ async fn a_trim_stops_only_a_view_that_missed_something() {
     let cluster = Cluster::new(2, 2, 2);
     let ((log, map), (_, idle), (_, late)) = (writer(&cluster), writer(&cluster), writer(&cluster));
     let (_, elsewhere) = writer(&cluster);
-    let elsewhere = Map::open(elsewhere.view().log(), "elsewhere");
+    let elsewhere = map_of(elsewhere.view().log(), "elsewhere");
     map.put("k", "a").await.unwrap();
     assert_eq!(idle.get(b"k").await.unwrap(), found("a", 0));
     for _ in 0..10 {
@@ -298,7 +304,9 @@ async fn a_trim_stops_only_a_view_that_missed_something() {
 async fn a_lost_update_stops_the_map_and_is_named() {
     let cluster = Cluster::new(1, 2, 1);
     let ((_, map), (_, reader)) = (writer(&cluster), writer(&cluster));
-    for value in ["a", "b", "c"] {
+    map.put("k", "a").await.unwrap();
+    assert_eq!(reader.get(b"k").await.unwrap(), found("a", 0));
+    for value in ["b", "c"] {
         map.put("k", value).await.unwrap();
     }
     cluster.damage("u-00", 1);
@@ -446,7 +454,7 @@ async fn a_put_of_unknown_outcome_can_be_resumed() {
         call: Duration::from_millis(100),
         ..Options::default()
     };
-    let map = Map::open(&cluster.client_with(Role::Writer, options), "m");
+    let map = map_of(&cluster.client_with(Role::Writer, options), "m");
     // The write reaches the head, and then the whole chain falls silent.
     let mut writes = 0;
     cluster.rule(move |to, request| {
@@ -517,7 +525,11 @@ async fn every_replica_and_every_replay_have_the_same_state() {
         .await
         .unwrap()
     {
-        let update = crate::object::codec::decode(entry.payload().unwrap()).unwrap();
+        let record = crate::object::codec::Record::parse(entry.payload().unwrap());
+        let Ok(crate::object::codec::Record::Update(update)) = record else {
+            panic!("{record:?}");
+        };
+        let update = crate::object::codec::decode(update).unwrap();
         updates.push((entry.position, update));
     }
     let mut by_hand = MapState::default();

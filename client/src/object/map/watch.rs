@@ -6,9 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use milonga_wire::Position;
 
-use super::{Keys, MapState, Outcome, Update, Versioned};
-use crate::object::playback::Playback;
-use crate::object::{Object, PlayError, View};
+use super::{MapState, Outcome, Update};
+use crate::object::group::{Group, locked};
+use crate::object::hosted::{Cell, Hosted};
+use crate::object::{
+    ImageError, ImageReader, ImageWriter, Keys, Object, Part, PlayError, Seen, View,
+};
 
 /// How long a watch that has caught up waits before it looks again: from the first to the second, doubling.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
@@ -29,25 +32,83 @@ pub struct Watch {
     view: View<MapState>,
     keys: Keys,
     from: Position,
-    state: MapState,
-    playback: Playback,
-    ready: VecDeque<Change>,
+    group: Option<Group>,
     pause: Duration,
+}
+
+/// A map that notes what changes it. Played beside the map itself, it is one more object over the same history.
+#[derive(Default)]
+struct Watched {
+    state: MapState,
+    changes: VecDeque<Change>,
+    /// Which are noted; none: nobody asked yet.
+    wanted: Option<(Keys, Position)>,
+}
+
+impl Object for Watched {
+    // It stands for the map, in transactions too.
+    const KIND: &'static str = MapState::KIND;
+    type Update = Update;
+    type Outcome = ();
+
+    fn apply(&mut self, position: Position, update: Update) {
+        let key = update.key().clone();
+        let value = match self.state.apply(position, update) {
+            Outcome::Put => self.state.get(&key).map(|found| found.value),
+            Outcome::Deleted { existed: true } => None,
+            Outcome::Deleted { existed: false } | Outcome::Conflict { .. } => return,
+        };
+        self.note(position, key, value);
+    }
+
+    fn snapshot(&self, to: &mut ImageWriter) {
+        self.state.snapshot(to);
+    }
+
+    fn restore(from: &mut ImageReader) -> Result<Self, ImageError> {
+        let state = MapState::restore(from)?;
+        Ok(Self {
+            state,
+            ..Self::default()
+        })
+    }
+
+    fn seen(&self, part: &Part) -> Option<Seen> {
+        self.state.seen(part)
+    }
+
+    fn reset(&mut self, position: Position, to: Self) {
+        let before = std::mem::take(&mut self.state);
+        self.state = before.clone();
+        self.state.reset(position, to.state);
+        for (key, value) in before.changed_in(&self.state) {
+            self.note(position, key, value);
+        }
+    }
+}
+
+impl Watched {
+    fn note(&mut self, position: Position, key: Bytes, value: Option<Bytes>) {
+        let Some((keys, from)) = &self.wanted else {
+            return;
+        };
+        if position >= *from && keys.contains(&key) {
+            self.changes.push_back(Change {
+                position,
+                key,
+                value,
+            });
+        }
+    }
 }
 
 impl Watch {
     pub(super) fn new(view: &View<MapState>, keys: Keys, from: Position) -> Self {
-        let (state, playback) = view.copy_below(from).unwrap_or_else(|| {
-            let playback = Playback::behind(view.log(), view.stream(), None);
-            (MapState::default(), playback)
-        });
         Self {
             view: view.clone(),
             keys,
             from,
-            state,
-            playback,
-            ready: VecDeque::new(),
+            group: None,
             pause: PAUSES.0,
         }
     }
@@ -74,43 +135,59 @@ impl Watch {
     pub async fn next_ready(&mut self) -> Result<Option<Change>, PlayError> {
         let mut has_asked = false;
         loop {
-            if let Some(change) = self.ready.pop_front() {
-                return Ok(Some(change));
+            let (view, keys, from) = (&self.view, &self.keys, self.from);
+            let group = match &mut self.group {
+                Some(group) => group,
+                None => self.group.insert(begin(view, keys, from).await?),
+            };
+            let stream = view.stream();
+            if let Some(cell) = locked(&group.world).cell_mut::<Watched>(stream) {
+                if let Some(change) = cell.state.changes.pop_front() {
+                    return Ok(Some(change));
+                }
+                if let Some(stopped) = cell.stopped() {
+                    return Err(stopped.clone().into());
+                }
             }
-            if !self.playback.has_begun() {
+            if !group.playback.has_begun() {
                 if has_asked {
                     return Ok(None);
                 }
-                // All watches of a view share its rounds, and ask no server themselves if it brought nothing new.
+                // All watches of a process share its rounds, and ask no server themselves if those brought nothing new.
                 has_asked = true;
-                let end = self.view.synced().await?;
-                if self.view.applied() == self.playback.applied() {
+                let end = view.objects().sync_for(view.named()).await?;
+                let own = locked(&group.world)
+                    .cell::<Watched>(stream)
+                    .and_then(|cell| cell.changed);
+                if own.is_some() && own == view.applied() {
                     return Ok(None);
                 }
-                self.playback.begin(&end);
+                group.playback.begin(&end);
             }
-            self.play_some().await?;
+            group.play_some().await?;
         }
     }
+}
 
-    async fn play_some(&mut self) -> Result<(), PlayError> {
-        let (state, ready) = (&mut self.state, &mut self.ready);
-        let (keys, from) = (&self.keys, self.from);
-        let mut apply = |position, _, update: Update| {
-            let key = update.key().clone();
-            let value = match state.apply(position, update) {
-                Outcome::Put => state.get(&key).map(|Versioned { value, .. }| value),
-                Outcome::Deleted { existed: true } => None,
-                Outcome::Deleted { existed: false } | Outcome::Conflict { .. } => return,
+/// The map before `from`: a copy of the one that is played if that stands below, else what a snapshot or the log's start has.
+async fn begin(view: &View<MapState>, keys: &Keys, from: Position) -> Result<Group, PlayError> {
+    let objects = view.objects();
+    let (stream, wanted) = (view.stream(), Some((keys.clone(), from)));
+    let copy = objects.copy_below::<MapState>(stream, from);
+    let mut group = match copy {
+        Some((state, behind)) => {
+            let watched = Watched {
+                state,
+                wanted,
+                ..Watched::default()
             };
-            if position >= from && keys.contains(&key) {
-                ready.push_back(Change {
-                    position,
-                    key,
-                    value,
-                });
-            }
-        };
-        self.playback.play_some(&mut apply).await.map(drop)
+            return Ok(objects.apart_with(stream, Box::new(Cell::copied(watched, behind))));
+        }
+        None => objects.apart::<Watched>(stream, from).await?,
+    };
+    if let Some(cell) = locked(&group.world).cell_mut::<Watched>(stream) {
+        cell.state.wanted = wanted;
     }
+    group.look_again();
+    Ok(group)
 }

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use milonga_client::object::Cursors;
 use milonga_client::object::cursors::If;
+use milonga_client::object::{Cursors, Objects};
 use milonga_client::{Entry, EntryKind, Log};
 use milonga_wire::{Before, Position, Span, StreamId};
 use serde::Serialize;
@@ -214,7 +214,7 @@ struct Place {
 
 impl Place {
     async fn find(log: &Log, name: String) -> Outcome<Self> {
-        let cursors = Cursors::open(log);
+        let cursors = Cursors::open(&Objects::new(log));
         let found = cursors.get(&name).await?;
         Ok(Self {
             cursors,

@@ -3,9 +3,12 @@
 use std::ops::{Bound, RangeBounds};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Part, Seen};
 
 /// A range of keys.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Keys {
     start: Bound<Bytes>,
     end: Bound<Bytes>,
@@ -59,9 +62,24 @@ impl Keys {
         self
     }
 
+    /// Those of these keys that do not come after `key`.
+    pub(crate) fn up_to(mut self, key: Bytes) -> Self {
+        self.end = Bound::Included(key);
+        self
+    }
+
     /// Whether `key` is one of them.
     pub fn contains(&self, key: &Bytes) -> bool {
         RangeBounds::<Bytes>::contains(&(self.start.as_ref(), self.end.as_ref()), key)
+    }
+
+    /// How a part of an object stands of which `seen` tells how some keys do; none for all of it.
+    pub(crate) fn seen(part: &Part, seen: impl FnOnce(&Self) -> Seen) -> Option<Seen> {
+        match part {
+            Part::Whole => None,
+            Part::Key(key) => Some(seen(&Self::one(key.clone()))),
+            Part::Keys(keys) => Some(seen(keys)),
+        }
     }
 
     /// Both bounds, unless they leave no room.

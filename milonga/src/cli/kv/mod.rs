@@ -2,22 +2,24 @@
 //!
 //! A command plays the map from the start of its stream: fit for looking and for scripts. Programs keep a view open.
 
+mod pair;
+mod txn;
+
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use clap::Subcommand;
 use futures_util::future::try_join_all;
 use milonga_client::Position;
-use milonga_client::object::Map;
-use milonga_client::object::map::{Cas, Change, Expect, KEY_BYTES_MAX, Keys, Versioned};
+use milonga_client::object::map::{Change, Expect, KEY_BYTES_MAX, Keys, Outcome as Did, Update};
+use milonga_client::object::{Applied, Map, ONCE_LIVES, Objects, Once};
 use milonga_wire::limits::ENTRY_BYTES_MAX;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use self::pair::Pair;
 use super::Context;
 use super::log::up_to_the_end;
 use crate::failure::{Code, Failure, Outcome};
@@ -45,8 +47,14 @@ pub(super) struct Kv {
 enum Verb {
     /// Sets a key.
     #[command(after_help = "Example:
-  milonga kv put colour red")]
-    Put { key: String, value: String },
+  milonga kv put colour red
+  milonga kv put paid yes --idempotency-key order-17")]
+    Put {
+        key: String,
+        value: String,
+        #[command(flatten)]
+        again: Again,
+    },
     /// Prints a key's value.
     #[command(after_help = "Example:
   milonga kv get colour
@@ -59,7 +67,11 @@ enum Verb {
     /// Removes a key.
     #[command(after_help = "Example:
   milonga kv delete colour")]
-    Delete { key: String },
+    Delete {
+        key: String,
+        #[command(flatten)]
+        again: Again,
+    },
     /// Sets a key if it is as expected; exits 4 if it is not.
     #[command(after_help = "Example:
   milonga kv cas colour --expect red --new blue
@@ -92,6 +104,27 @@ enum Verb {
         #[arg(long, value_name = "P")]
         from: Option<u64>,
     },
+    /// Reads and writes keys as one: all of it, or nothing.
+    ///
+    /// The file holds `if` (conditions, which must all hold), `then` and `else` (lists of `put`, `get` and `delete`), in JSON.
+    #[command(after_help = "Example:
+  milonga kv txn -f - <<< '{\"if\": [{\"key\": \"stock\", \"value\": \"1\"}],
+    \"then\": [{\"put\": {\"key\": \"stock\", \"value\": \"0\"}}, {\"put\": {\"key\": \"order\", \"value\": \"7\", \"map\": \"orders\"}}],
+    \"else\": [{\"get\": {\"key\": \"stock\"}}]}'
+
+A condition is {\"key\": K} with \"value\": V, \"version\": P, \"absent\": true or \"exists\": true. Every condition and step may name
+another \"map\"; bytes that are no text go in base64, with \"key_encoding\" or \"encoding\": \"base64\".")]
+    Txn {
+        /// The file; - for standard input.
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        again: Again,
+    },
+    /// Writes a snapshot into the log: who opens the map later starts from there.
+    #[command(after_help = "Example:
+  milonga kv snapshot")]
+    Snapshot,
     /// Puts every line of a file: `{\"key\": …, \"value\": …}`.
     #[command(after_help = "Example:
   milonga kv import backup.jsonl")]
@@ -104,6 +137,27 @@ enum Verb {
         #[command(flatten)]
         when: When,
     },
+}
+
+/// What makes a write take place once however often it is given.
+#[derive(Clone, Debug, clap::Args)]
+struct Again {
+    /// Do it only if nothing was done with this key before, by whatever process.
+    #[arg(long, value_name = "K")]
+    idempotency_key: Option<String>,
+    /// For how many positions of the log the key is remembered.
+    #[arg(long, value_name = "N", default_value_t = ONCE_LIVES, requires = "idempotency_key")]
+    idempotency_positions: u64,
+}
+
+impl Again {
+    fn once(&self) -> Option<Once> {
+        let key = self.idempotency_key.as_ref()?;
+        Some(Once {
+            key: Bytes::from(key.clone()),
+            lives: self.idempotency_positions,
+        })
+    }
 }
 
 /// Which state is read.
@@ -133,27 +187,8 @@ struct CasArgs {
     /// What to set it to.
     #[arg(long, value_name = "VALUE")]
     new: String,
-}
-
-/// A key and its value, as they are printed and imported.
-#[derive(Debug, Deserialize, Serialize)]
-struct Pair {
-    key: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    key_encoding: Option<Encoding>,
-    value: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    encoding: Option<Encoding>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    version: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    position: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Encoding {
-    Base64,
+    #[command(flatten)]
+    again: Again,
 }
 
 /// A write.
@@ -162,6 +197,16 @@ struct Written<'a> {
     key: &'a str,
     position: u64,
     version: u64,
+    /// It had been written before with the same idempotency key: there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    repeated: bool,
+}
+
+#[derive(Serialize)]
+struct Snapshotted {
+    position: u64,
+    as_of: u64,
+    bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -185,18 +230,46 @@ struct Imported {
 impl Kv {
     pub(super) async fn run(self, context: &Context) -> Outcome {
         let log = context.cluster.connect()?;
-        let map = Map::open(&log, &self.map);
+        let objects = Objects::new(&log);
+        let name = self.map.as_str();
         match self.verb {
-            Verb::Put { key, value } => {
-                let position = map.put(key.clone(), value).await?;
-                written(context, &key, position)
+            Verb::Put { key, value, again } => {
+                let update = Update::Put {
+                    key: Bytes::from(key.clone()),
+                    value: Bytes::from(value),
+                };
+                let map = Map::open(&objects, name).await?;
+                write(context, &map, &key, &update, &again).await
             }
-            Verb::Get { key, when } => get(context, &map, &key, &when).await,
-            Verb::Delete { key } => {
-                let position = map.delete(key.clone()).await?;
-                written(context, &key, position)
+            Verb::Delete { key, again } => {
+                let update = Update::Delete {
+                    key: Bytes::from(key.clone()),
+                };
+                let map = Map::open(&objects, name).await?;
+                write(context, &map, &key, &update, &again).await
             }
-            Verb::Cas(cas) => cas.run(context, &map).await,
+            Verb::Cas(cas) => cas.run(context, &Map::open(&objects, name).await?).await,
+            Verb::Txn { file, again } => {
+                txn::run(context, &objects, name, &file, again.once()).await
+            }
+            Verb::Import { file } => {
+                import(context, &Map::open(&objects, name).await?, &file).await
+            }
+            Verb::Snapshot => {
+                let written = existing(&objects, name).await?.view().snapshot().await?;
+                let shown = Snapshotted {
+                    position: written.manifest.0,
+                    as_of: written.as_of.0,
+                    bytes: written.bytes,
+                };
+                context.output.one(&shown, || {
+                    let (bytes, as_of) = (shown.bytes, shown.as_of);
+                    format!("{bytes} bytes as of {as_of}, at {}", shown.position)
+                })
+            }
+            Verb::Get { key, when } => {
+                get(context, &existing(&objects, name).await?, &key, &when).await
+            }
             Verb::Scan {
                 prefix,
                 after,
@@ -208,6 +281,7 @@ impl Kv {
                     Some(after) => keys.after(after),
                     None => keys,
                 };
+                let map = existing(&objects, name).await?;
                 scan(context, &map, keys, limit, &when).await
             }
             Verb::Watch { prefix, from } => {
@@ -215,26 +289,61 @@ impl Kv {
                     Some(from) => up_to_the_end(&log, Position(from)).await?,
                     None => log.end().await?.position,
                 };
+                let map = existing(&objects, name).await?;
                 watch(context, &map, Keys::prefix(prefix), from).await
             }
-            Verb::Import { file } => import(context, &map, &file).await,
             Verb::Export { when } => {
                 let print = |pair: &Pair| line(&json(pair));
+                let map = existing(&objects, name).await?;
                 each(&map, Keys::all(), usize::MAX, &when, print).await
             }
         }
     }
 }
 
-fn written(context: &Context, key: &str, position: Position) -> Outcome {
+/// The map of that name. Who reads makes none.
+async fn existing(objects: &Objects, name: &str) -> Outcome<Map> {
+    let found = Map::find(objects, name).await?;
+    found.ok_or_else(|| {
+        let text =
+            format!("there is no map `{name}`; the first write makes it, e.g. `milonga kv put`");
+        Failure::new(Code::NotFound, text)
+    })
+}
+
+async fn write(context: &Context, map: &Map, key: &str, update: &Update, again: &Again) -> Outcome {
+    checked(key.as_bytes())?;
+    match again.once() {
+        None => {
+            let position = map.view().append(update).await?;
+            written(context, key, position, false)
+        }
+        Some(once) => match map.view().update_once(once, update).await? {
+            (position, Applied::First(_)) => written(context, key, position, false),
+            (_, Applied::Repeated { first, .. }) => written(context, key, first, true),
+        },
+    }
+}
+
+fn checked(key: &[u8]) -> Outcome {
+    if key.len() <= KEY_BYTES_MAX {
+        return Ok(());
+    }
+    let text = format!("a key of {} bytes; the limit is {KEY_BYTES_MAX}", key.len());
+    Err(Failure::failed(text))
+}
+
+fn written(context: &Context, key: &str, position: Position, repeated: bool) -> Outcome {
     let written = Written {
         key,
         position: position.0,
         version: position.0,
+        repeated,
     };
+    let before = if repeated { " (done before)" } else { "" };
     context
         .output
-        .one(&written, || format!("{key} at {position}"))
+        .one(&written, || format!("{key} at {position}{before}"))
 }
 
 async fn get(context: &Context, map: &Map, key: &str, when: &When) -> Outcome {
@@ -273,31 +382,59 @@ impl CasArgs {
             (None, Some(version)) => Expect::Version(Position(version)),
             (None, None) => Expect::Absent,
         };
-        match map.cas(self.key.clone(), expect, self.new).await? {
-            Cas::Done { position } => written(context, &self.key, position),
-            Cas::Conflict { found, .. } => {
-                let at = found.as_ref().map(|found| found.version);
-                let key = self.key.as_str();
-                let conflict = Conflict {
-                    conflict: At {
-                        key,
-                        position: at.map(|at| at.0),
-                    },
-                };
-                let is = match at {
-                    Some(at) => format!("was written at {at}"),
-                    None => "is not there".to_owned(),
-                };
-                if context.output.is_json() {
-                    line(&json(&conflict))?;
-                }
-                let text = format!(
-                    "`{key}` {is}, which was not expected; nothing was changed; read it, then try again"
-                );
-                Err(Failure::new(Code::Conflict, text))
+        checked(self.key.as_bytes())?;
+        let update = Update::Cas {
+            key: Bytes::from(self.key.clone()),
+            expect,
+            value: Some(Bytes::from(self.new)),
+        };
+        let (position, did, repeated) = match self.again.once() {
+            None => {
+                let (position, did) = map.view().update(&update).await?;
+                (position, did, false)
             }
+            Some(once) => match map.view().update_once(once, &update).await? {
+                (position, Applied::First(did)) => (position, did, false),
+                (_, Applied::Repeated { first, outcome }) => {
+                    let again = map.view().outcome_at(first);
+                    let did = match outcome {
+                        Some(did) => Some(did),
+                        None => again.await?,
+                    };
+                    (first, did.unwrap_or(Did::Put), true)
+                }
+            },
+        };
+        match did {
+            Did::Put | Did::Deleted { .. } => written(context, &self.key, position, repeated),
+            Did::Conflict { found } => Err(conflict(
+                context,
+                &self.key,
+                found.map(|found| found.version),
+            )?),
         }
     }
+}
+
+/// Tells of a conflict, and is the failure that it ends with.
+fn conflict(context: &Context, key: &str, position: Option<Position>) -> Outcome<Failure> {
+    let conflict = Conflict {
+        conflict: At {
+            key,
+            position: position.map(|at| at.0),
+        },
+    };
+    if context.output.is_json() {
+        line(&json(&conflict))?;
+    }
+    let is = match position {
+        Some(at) => format!("was written at {at}"),
+        None => "is not there".to_owned(),
+    };
+    let text = format!(
+        "`{key}` {is}, which was not expected; nothing was changed; read it, then try again"
+    );
+    Ok(Failure::new(Code::Conflict, text))
 }
 
 async fn scan(context: &Context, map: &Map, keys: Keys, limit: usize, when: &When) -> Outcome {
@@ -404,77 +541,5 @@ impl Imported {
             .max()
             .max(self.position);
         Ok(())
-    }
-}
-
-impl Pair {
-    fn new(key: &[u8], value: Option<&[u8]>) -> Self {
-        let (key, key_encoding) = encode(key);
-        let (value, encoding) = value.map(encode).unzip();
-        Self {
-            key,
-            key_encoding,
-            value,
-            encoding: encoding.flatten(),
-            version: None,
-            position: None,
-        }
-    }
-
-    fn of(key: &[u8], found: &Versioned) -> Self {
-        Self {
-            version: Some(found.version.0),
-            ..Self::new(key, Some(&found.value))
-        }
-    }
-
-    fn text(&self) -> String {
-        match &self.value {
-            Some(value) => format!("{}\t{value}", self.key),
-            None => format!("{}\t(deleted)", self.key),
-        }
-    }
-
-    /// Key and value, decoded.
-    fn bytes(&self) -> Result<(Bytes, Bytes), String> {
-        let value = self.value.as_ref().ok_or("it has no value")?;
-        Ok((
-            decode(&self.key, self.key_encoding)?,
-            decode(value, self.encoding)?,
-        ))
-    }
-}
-
-/// Text as it is; bytes that are none in base64.
-fn encode(bytes: &[u8]) -> (String, Option<Encoding>) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => (text.to_owned(), None),
-        Err(_) => (STANDARD.encode(bytes), Some(Encoding::Base64)),
-    }
-}
-
-fn decode(text: &str, encoding: Option<Encoding>) -> Result<Bytes, String> {
-    match encoding {
-        None => Ok(Bytes::from(text.to_owned())),
-        Some(Encoding::Base64) => {
-            let decoded = STANDARD.decode(text).map_err(|why| why.to_string())?;
-            Ok(Bytes::from(decoded))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What `export` prints, `import` reads.
-    #[test]
-    fn pairs_read_back_what_they_print_whatever_the_bytes() {
-        for value in [&b"text"[..], b"", b"\xff\x00", "grün".as_bytes()] {
-            let pair = Pair::new(value, Some(value));
-            let read: Pair = serde_json::from_str(&json(&pair)).unwrap();
-            let expected = Bytes::copy_from_slice(value);
-            assert_eq!(read.bytes(), Ok((expected.clone(), expected)));
-        }
     }
 }

@@ -1,0 +1,96 @@
+//! Maps in transactions: reads conflict by key, and see what the transaction wrote before.
+
+use bytes::Bytes;
+
+use super::{KEY_BYTES_MAX, Map, Page, Update, Versioned, checked};
+use crate::object::{Keys, Part, PlayError, Transaction, Writes};
+
+impl Transaction<'_> {
+    /// The value of `key`; what this transaction has written shows.
+    ///
+    /// # Errors
+    /// [`PlayError`] if the map cannot be played on.
+    pub fn get(&mut self, map: &Map, key: &[u8]) -> Result<Option<Bytes>, PlayError> {
+        let own = self.own.get(&map.view().stream());
+        if let Some(written) = own.and_then(|own| own.get(key)) {
+            return Ok(written.clone());
+        }
+        Ok(self.get_versioned(map, key)?.map(|found| found.value))
+    }
+
+    /// The value of `key` and the position of its last write, as they were before this transaction.
+    ///
+    /// # Errors
+    /// [`PlayError`] if the map cannot be played on.
+    pub fn get_versioned(&mut self, map: &Map, key: &[u8]) -> Result<Option<Versioned>, PlayError> {
+        let part = Part::Key(Bytes::copy_from_slice(key));
+        self.read_part(map.view(), part, |state| state.get(key))
+    }
+
+    /// The first `limit` of `keys` as they were before this transaction. That none came in between is checked, too.
+    ///
+    /// # Errors
+    /// [`PlayError`] if the map cannot be played on.
+    pub fn scan(&mut self, map: &Map, keys: &Keys, limit: usize) -> Result<Page, PlayError> {
+        let world_part = |page: &Page| match page.entries.last() {
+            // What lies behind the last key was not looked at.
+            Some((last, _)) if page.more => keys.clone().up_to(last.clone()),
+            Some(_) | None => keys.clone(),
+        };
+        let page = self.peek(map.view(), |state| state.scan(keys, limit))?;
+        self.read_part(map.view(), Part::Keys(world_part(&page)), |_| page)
+    }
+
+    /// Sets `key` to `value`, if the transaction takes place.
+    pub fn put(&mut self, map: &Map, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+        let (key, value) = (key.into(), value.into());
+        if let Some(key) = self.own_key(map, key, Some(value.clone())) {
+            self.update(map.view(), &Update::Put { key, value });
+        }
+    }
+
+    /// Removes `key`, if the transaction takes place.
+    pub fn delete(&mut self, map: &Map, key: impl Into<Bytes>) {
+        if let Some(key) = self.own_key(map, key.into(), None) {
+            self.update(map.view(), &Update::Delete { key });
+        }
+    }
+
+    fn own_key(&mut self, map: &Map, key: Bytes, value: Option<Bytes>) -> Option<Bytes> {
+        match checked(key) {
+            Ok(key) => {
+                let own = self.own.entry(map.view().stream()).or_default();
+                own.insert(key.clone(), value);
+                Some(key)
+            }
+            Err(why) => {
+                self.refuse(why);
+                None
+            }
+        }
+    }
+}
+
+impl Writes {
+    /// Sets `key` to `value`. A key longer than [`KEY_BYTES_MAX`] is refused when the writes are appended.
+    pub fn put(&mut self, map: &Map, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+        match checked(key) {
+            Ok(key) => {
+                let value = value.into();
+                self.update(map.view(), &Update::Put { key, value });
+            }
+            Err(why) => drop(self.refused.get_or_insert(why)),
+        }
+    }
+
+    /// Removes `key`.
+    pub fn delete(&mut self, map: &Map, key: impl Into<Bytes>) {
+        match checked(key) {
+            Ok(key) => self.update(map.view(), &Update::Delete { key }),
+            Err(why) => drop(self.refused.get_or_insert(why)),
+        }
+    }
+}
+
+/// The longest key is bounded so that a key with its expectation fits a record.
+const _: () = assert!(KEY_BYTES_MAX * 2 < milonga_wire::limits::ENTRY_BYTES_MAX);

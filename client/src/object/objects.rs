@@ -1,0 +1,316 @@
+//! The objects that a process hosts: one playback, shared by all who read them.
+//!
+//! Reads that wait at the same time share one round: one question for the end, one playback. A reader that comes while
+//! a round runs takes part in the next, since its own end must be confirmed after it came (O4, H43).
+//!
+//! An object that is opened later catches up by itself, from its newest snapshot on, while the others go on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use milonga_wire::{Position, StreamId};
+
+use super::Object;
+use super::codec::Named;
+use super::counter::CounterState;
+use super::cursors::CursorsState;
+use super::directory::DirectoryState;
+use super::error::{AtError, PlayError};
+use super::group::{Group, Kinds, locked};
+use super::hosted::{Cell, Hosted, Kind};
+use super::map::MapState;
+use super::view::View;
+use super::world::World;
+use crate::log::{End, Log};
+
+/// The replicated objects of one process. Clones share them.
+///
+/// All that are open are played together, so that a transaction sees them all as of one position.
+#[derive(Clone)]
+pub struct Objects {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    log: Log,
+    kinds: Kinds,
+    world: Arc<Mutex<World>>,
+    /// Held by whoever leads a round.
+    group: tokio::sync::Mutex<Group>,
+    rounds: Mutex<Rounds>,
+    /// Opened, and not caught up yet.
+    opened: Mutex<BTreeMap<Named, Kind>>,
+    /// Held while some catch up.
+    joining: tokio::sync::Mutex<()>,
+    /// How many views there are of each object: one that nobody has a view of is not played any more.
+    views: Mutex<BTreeMap<Named, usize>>,
+    kept: Mutex<BTreeSet<Named>>,
+}
+
+/// Which rounds have been.
+#[derive(Default)]
+struct Rounds {
+    began: u64,
+    /// The last round that came to its end, and what came of it.
+    ended: u64,
+    result: Option<Result<End, PlayError>>,
+}
+
+impl Objects {
+    /// None yet. Nothing is asked before the first read.
+    pub fn new(log: &Log) -> Self {
+        let known = [
+            Kind::of::<MapState>(),
+            Kind::of::<CursorsState>(),
+            Kind::of::<DirectoryState>(),
+            Kind::of::<CounterState>(),
+        ];
+        let kinds = known.into_iter().map(|kind| (kind.name, kind)).collect();
+        let kinds = Arc::new(Mutex::new(kinds));
+        let group = Group::new(log, &kinds, Some(log.session()));
+        let shared = Shared {
+            log: log.clone(),
+            kinds,
+            world: Arc::clone(&group.world),
+            group: tokio::sync::Mutex::new(group),
+            rounds: Mutex::default(),
+            opened: Mutex::default(),
+            joining: tokio::sync::Mutex::default(),
+            views: Mutex::default(),
+            kept: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The client they play with.
+    pub fn log(&self) -> &Log {
+        &self.shared.log
+    }
+
+    /// Hosts the object of type `O` that `stream` feeds, whatever its name. Opening it again gives the same one. Objects of
+    /// several types may be fed by one stream, if they have the same updates: a second index over one history.
+    pub fn host<O: Object>(&self, stream: StreamId) -> View<O> {
+        let kind = Kind::of::<O>();
+        let view = View::new(self, stream);
+        locked(&self.shared.kinds).insert(O::KIND, kind);
+        let is_played = self.world().object(view.named()).is_some();
+        if !is_played {
+            locked(&self.shared.opened).insert(view.named().clone(), kind);
+        }
+        view
+    }
+
+    /// Plays `object` for as long as there are objects, whether there are views of it or not.
+    pub(super) fn keep(&self, object: Named) {
+        let is_new = locked(&self.shared.kept).insert(object.clone());
+        if is_new {
+            self.viewed(&object);
+        }
+    }
+
+    /// Plays all that is open up to an end that is confirmed after this call: whatever was acknowledged before it is applied then
+    /// (O4).
+    ///
+    /// # Errors
+    /// [`PlayError`]: everything stays where it is, or where the trouble begins. An object that was stopped by what its own
+    /// stream holds is no error here; whoever reads it is told.
+    pub async fn sync(&self) -> Result<End, PlayError> {
+        self.join(None).await?;
+        Box::pin(self.round()).await
+    }
+
+    /// The same for one object and all that have caught up.
+    pub(crate) async fn sync_for(&self, object: &Named) -> Result<End, PlayError> {
+        self.join(Some(object)).await?;
+        Box::pin(self.round()).await
+    }
+
+    async fn round(&self) -> Result<End, PlayError> {
+        let shared = &self.shared;
+        // The first round that begins from here on.
+        let mine = locked(&shared.rounds).began + 1;
+        let mut group = shared.group.lock().await;
+        {
+            let mut rounds = locked(&shared.rounds);
+            if rounds.ended >= mine
+                && let Some(result) = &rounds.result
+            {
+                return result.clone();
+            }
+            rounds.began += 1;
+        }
+        let result = self.play(&mut group).await;
+        let mut rounds = locked(&shared.rounds);
+        rounds.ended = rounds.began;
+        rounds.result = Some(result.clone());
+        result
+    }
+
+    /// The confirmed end, and everything up to it.
+    async fn play(&self, group: &mut Group) -> Result<End, PlayError> {
+        group.look_again();
+        let end = self.shared.log.end_of(&group.asked()).await?;
+        group.play(&end).await?;
+        self.world().played = end.counter;
+        Ok(end)
+    }
+
+    /// Lets those objects catch up that were opened, the one named or all, and that have not yet. They are played from their
+    /// newest snapshots on, all together, while those that have caught up go on.
+    pub(crate) async fn join(&self, which: Option<&Named>) -> Result<(), PlayError> {
+        if self.opened(which).is_empty() {
+            return Ok(());
+        }
+        Box::pin(self.join_now(which)).await
+    }
+
+    async fn join_now(&self, which: Option<&Named>) -> Result<(), PlayError> {
+        let shared = &self.shared;
+        let _alone = shared.joining.lock().await;
+        let opened = self.opened(which);
+        if opened.is_empty() {
+            return Ok(());
+        }
+        let mut newcomers = Group::new(&shared.log, &shared.kinds, Some(shared.log.session()));
+        for (object, kind) in &opened {
+            newcomers
+                .host_restored(object.stream, *kind, Position(u64::MAX))
+                .await?;
+        }
+        let end = shared.log.end_of(&newcomers.asked()).await?;
+        newcomers.play(&end).await?;
+        // All come to one place: what is left for the newcomers is what came meanwhile.
+        let mut group = shared.group.lock().await;
+        let end = self.play(&mut group).await?;
+        newcomers.play(&end).await?;
+        group.absorb(newcomers);
+        for (object, _) in &opened {
+            locked(&shared.opened).remove(object);
+            let is_viewed = locked(&shared.views).contains_key(object);
+            if !is_viewed {
+                self.world().remove(object);
+            }
+        }
+        Ok(())
+    }
+
+    /// What was opened and has not caught up: this one, or all.
+    fn opened(&self, which: Option<&Named>) -> Vec<(Named, Kind)> {
+        let opened = locked(&self.shared.opened);
+        match which {
+            Some(object) => opened
+                .get_key_value(object)
+                .map(|(named, kind)| (named.clone(), *kind))
+                .into_iter()
+                .collect(),
+            None => opened
+                .iter()
+                .map(|(named, kind)| (named.clone(), *kind))
+                .collect(),
+        }
+    }
+
+    /// Lets `object` catch up anew, from a snapshot: what it missed was trimmed.
+    pub(crate) async fn reload(&self, object: &Named) -> Result<(), PlayError> {
+        let kind = locked(&self.shared.kinds)
+            .get(object.kind.as_str())
+            .copied();
+        if let Some(kind) = kind {
+            locked(&self.shared.opened).insert(object.clone(), kind);
+        }
+        self.join(Some(object)).await
+    }
+
+    /// A copy of an object's state, and where to play it on from, if all that is in it lies below `position`.
+    pub(crate) fn copy_below<O: Object + Clone>(
+        &self,
+        stream: StreamId,
+        position: Position,
+    ) -> Option<(O, Position)> {
+        let world = self.world();
+        let cell = world.cell::<O>(stream)?;
+        let is_below = cell.stopped().is_none() && cell.changed? < position;
+        let behind = world.applied?.next();
+        is_below.then(|| (cell.state.clone(), behind.min(position)))
+    }
+
+    /// A group apart that hosts an object as its newest snapshot that holds nothing at or above `limit` has it.
+    pub(crate) async fn apart<O: Object>(
+        &self,
+        stream: StreamId,
+        limit: Position,
+    ) -> Result<Group, PlayError> {
+        let mut group = Group::new(&self.shared.log, &self.shared.kinds, None);
+        group.host_restored(stream, Kind::of::<O>(), limit).await?;
+        Ok(group)
+    }
+
+    /// A group apart that hosts this object.
+    pub(crate) fn apart_with(&self, stream: StreamId, object: Box<dyn Hosted>) -> Group {
+        let mut group = Group::new(&self.shared.log, &self.shared.kinds, None);
+        group.host(stream, object);
+        group
+    }
+
+    /// Replays an object up to and including `position`; outcomes at `noted` are kept.
+    pub(crate) async fn replayed<O: Object>(
+        &self,
+        stream: StreamId,
+        position: Position,
+        noted: bool,
+    ) -> Result<Cell<O>, AtError> {
+        let end = self.shared.log.end().await.map_err(PlayError::from)?;
+        if position >= end.counter {
+            return Err(AtError::BeyondEnd {
+                asked: position,
+                end: end.counter,
+            });
+        }
+        let limit = if noted { position } else { position.next() };
+        let mut group = self.apart::<O>(stream, limit).await?;
+        if noted && let Some(cell) = locked(&group.world).cell_mut::<O>(stream) {
+            cell.waiting.enter(position);
+        }
+        group.play_to(position.next(), end.term).await?;
+        let mut world = locked(&group.world);
+        let cell = world.take::<O>(stream).unwrap_or_default();
+        match cell.stopped() {
+            Some(stopped) => Err(PlayError::from(stopped.clone()).into()),
+            None => Ok(*cell),
+        }
+    }
+
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        locked(&self.shared.world)
+    }
+
+    /// One more view of `object`, or one less.
+    pub(super) fn viewed(&self, object: &Named) {
+        *locked(&self.shared.views)
+            .entry(object.clone())
+            .or_default() += 1;
+    }
+
+    pub(super) fn not_viewed(&self, object: &Named) {
+        let mut views = locked(&self.shared.views);
+        if let Some(count) = views.get_mut(object) {
+            *count -= 1;
+            if *count > 0 {
+                return;
+            }
+            views.remove(object);
+        }
+        drop(views);
+        locked(&self.shared.opened).remove(object);
+        self.world().remove(object);
+    }
+}
+
+pub(crate) fn named<O: Object>(stream: StreamId) -> Named {
+    Named {
+        stream,
+        kind: O::KIND.to_owned(),
+    }
+}

@@ -1,0 +1,207 @@
+//! Snapshots in the log: parts as records of no stream, and a manifest, in a stream of its own, that says where they are.
+//!
+//! ```text
+//!  … part 0 … part 1 … update … part 2 … manifest(as of, parts) … update …
+//! ```
+//! A snapshot counts once its manifest is in the log. Whoever reads one plays the object's stream on from `as of`.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use milonga_wire::limits::ENTRY_BYTES_MAX;
+use milonga_wire::{Position, Span, StreamId};
+
+use super::codec::{self, Chunk, Manifest, Named, Record};
+use super::error::{PlayError, UpdateError};
+use super::hosted::{Hosted, Kind};
+use super::image::{ImageError, ImageReader, ImageWriter};
+use crate::log::Log;
+
+/// Parts that are appended with one token.
+const APPENDED_AT_ONCE: usize = 4;
+/// Parts that are asked for with one read.
+const READ_AT_ONCE: usize = 8;
+/// Reads of parts under way at once.
+const READS: usize = 2;
+
+/// A snapshot that is in the log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Snapshot {
+    /// Where its manifest is.
+    pub manifest: Position,
+    /// Everything of the object's stream below it is in it.
+    pub as_of: Position,
+    /// What has to stay in the log for it: from here on.
+    pub needs: Position,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// The stream of an object's manifests.
+pub(crate) fn stream_of(object: &Named) -> StreamId {
+    StreamId::of_name(&format!("snapshots/{}/{}", object.kind, object.stream))
+}
+
+/// Writes `image` into the log.
+pub(crate) async fn write(
+    log: &Log,
+    object: Named,
+    as_of: Position,
+    image: ImageWriter,
+) -> Result<Snapshot, UpdateError> {
+    let id = log.host().random.id();
+    let (parts, bytes) = image.finish();
+    let crc = crc_of(&parts);
+    let mut chunks = vec![];
+    let mut parts = (0..).zip(parts);
+    loop {
+        let some = parts.by_ref().take(APPENDED_AT_ONCE);
+        let records = some.map(|(number, part)| codec::chunk(Chunk { id, number }, &part));
+        let records: Result<Vec<Bytes>, _> = records.collect();
+        let records = records.map_err(UpdateError::too_large(
+            "a part of a snapshot",
+            ENTRY_BYTES_MAX,
+        ))?;
+        if records.is_empty() {
+            break;
+        }
+        chunks.extend(log.append_batch(&records, &[]).await?.positions);
+    }
+    let needs = chunks.iter().copied().min().unwrap_or(as_of).min(as_of);
+    let stream = stream_of(&object);
+    let manifest = Manifest {
+        object,
+        id,
+        as_of,
+        chunks,
+        bytes,
+        crc,
+    };
+    let record = codec::manifest(manifest);
+    let record = record.map_err(UpdateError::too_large(
+        "a manifest of a snapshot",
+        ENTRY_BYTES_MAX,
+    ))?;
+    let manifest = log.append(record, &[stream]).await?;
+    Ok(Snapshot {
+        manifest,
+        as_of,
+        needs,
+        bytes,
+    })
+}
+
+fn crc_of(parts: &[Bytes]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    parts.iter().for_each(|part| crc.update(part));
+    crc.finalize()
+}
+
+/// The object as its newest snapshot that holds nothing at or above `limit` has it; none if there is no snapshot that can
+/// still be read.
+pub(crate) async fn newest(
+    log: &Log,
+    stream: StreamId,
+    kind: Kind,
+    limit: Position,
+) -> Result<Option<Box<dyn Hosted>>, PlayError> {
+    let object = Named {
+        stream,
+        kind: kind.name.to_owned(),
+    };
+    let mut manifests = manifests(log, &object).await?;
+    while let Some((position, manifest)) = manifests.pop_last() {
+        if manifest.as_of > limit {
+            continue;
+        }
+        match read(log, position, &manifest).await? {
+            Some(image) => {
+                let restored = (kind.restored)(manifest.as_of, image);
+                let wrong = |why| PlayError::Snapshot { position, why };
+                return restored.map(Some).map_err(wrong);
+            }
+            None => {
+                tracing::debug!(%position, "a snapshot that was trimmed or damaged is passed over");
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// All snapshots of an object whose manifests can be read, by the position of those.
+pub(crate) async fn manifests(
+    log: &Log,
+    object: &Named,
+) -> Result<BTreeMap<Position, Manifest>, PlayError> {
+    let stream = stream_of(object);
+    let end = log.end_of(&[stream]).await?;
+    let span = Span::new(Position::FIRST, end.counter);
+    let last = end.streams.first().map(|link| &link.before);
+    let mut reader = log.stream_reader(stream, span, last);
+    let mut manifests = BTreeMap::new();
+    while let Some(entries) = reader.next().await? {
+        for entry in entries {
+            if let Some(Ok(Record::Manifest(manifest))) =
+                entry.payload().map(|bytes| Record::parse(bytes))
+                && manifest.object == *object
+            {
+                manifests.insert(entry.position, manifest);
+            }
+        }
+    }
+    Ok(manifests)
+}
+
+/// The snapshot whose manifest is at `position`.
+pub(crate) async fn image(log: &Log, position: Position) -> Result<ImageReader, PlayError> {
+    let wrong = |why: &str| PlayError::Snapshot {
+        position,
+        why: ImageError {
+            why: why.to_owned(),
+        },
+    };
+    let entry = log.read(position).await?;
+    let record = entry.payload().map(|bytes| Record::parse(bytes));
+    let Some(Ok(Record::Manifest(manifest))) = record else {
+        return Err(wrong("there is none"));
+    };
+    let image = read(log, position, &manifest).await?;
+    image.ok_or_else(|| wrong("parts of it are missing"))
+}
+
+/// The parts of a snapshot; none if some are missing or are not what the manifest says.
+async fn read(
+    log: &Log,
+    position: Position,
+    manifest: &Manifest,
+) -> Result<Option<ImageReader>, PlayError> {
+    let rises = manifest.chunks.windows(2).all(|pair| pair[0] < pair[1]);
+    let batch = if rises { READ_AT_ONCE } else { 1 };
+    let mut parts = vec![];
+    for some in manifest.chunks.chunks(batch * READS) {
+        let reads: Vec<_> = some
+            .chunks(batch)
+            .map(|positions| log.read_each(positions))
+            .collect();
+        let read: Result<Vec<_>, _> = join_all(reads).await.into_iter().collect();
+        for entry in read?.into_iter().flatten() {
+            let Some(bytes) = entry.payload() else {
+                return Ok(None);
+            };
+            match Record::parse(bytes) {
+                Ok(Record::Chunk(chunk, part))
+                    if chunk.id == manifest.id && chunk.number as usize == parts.len() =>
+                {
+                    parts.push(bytes.slice_ref(part));
+                }
+                Ok(_) | Err(_) => return Ok(None),
+            }
+        }
+    }
+    let is_whole = parts.len() == manifest.chunks.len() && crc_of(&parts) == manifest.crc;
+    if !is_whole {
+        tracing::warn!(%position, "a snapshot is not what its manifest says");
+    }
+    Ok(is_whole.then(|| ImageReader::new(parts)))
+}
