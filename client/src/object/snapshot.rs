@@ -205,3 +205,6 @@ async fn read(
     }
     Ok(is_whole.then(|| ImageReader::new(parts)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -390,4 +390,4 @@ impl Drop for CommitWaiter<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

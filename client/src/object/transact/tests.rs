@@ -7,32 +7,39 @@ use futures_util::future::{join, join_all};
 use milonga_wire::{Role, StreamId};
 
 use super::*;
-use crate::object::map::{MapState, Update};
+use crate::object::map::MapState;
 use crate::object::{Counter, Keys, Map, OperationError, View};
 use crate::testing::Cluster;
 
 /// A process with maps of these names open.
-fn process<const N: usize>(cluster: &Cluster, names: [&str; N]) -> (Objects, [Map; N]) {
+pub(in crate::object) fn process<const N: usize>(
+    cluster: &Cluster,
+    names: [&str; N],
+) -> (Objects, [Map; N]) {
     let objects = Objects::new(&cluster.client(Role::Writer));
     let maps = names.map(|name| Map::of(objects.host(StreamId::of_name(name))));
     (objects, maps)
 }
 
-fn number(value: Option<&Bytes>) -> i64 {
+pub(in crate::object) fn number(value: Option<&Bytes>) -> i64 {
     value.map_or(0, |value| String::from_utf8_lossy(value).parse().unwrap())
 }
 
-fn text(number: i64) -> Bytes {
+pub(in crate::object) fn text(number: i64) -> Bytes {
     Bytes::from(number.to_string())
 }
 
-async fn value(map: &Map, key: &str) -> i64 {
+pub(in crate::object) async fn value(map: &Map, key: &str) -> i64 {
     let found = map.get(key.as_bytes()).await.unwrap();
     number(found.map(|found| found.value).as_ref())
 }
 
 /// Moves one from a key of one map to the same key of another.
-async fn move_one(objects: &Objects, [from, to]: [&Map; 2], key: &'static str) {
+pub(in crate::object) async fn move_one(
+    objects: &Objects,
+    [from, to]: [&Map; 2],
+    key: &'static str,
+) {
     let moved = objects.transact(|txn| {
         let (here, there) = (txn.get(from, key.as_bytes())?, txn.get(to, key.as_bytes())?);
         txn.put(from, key, text(number(here.as_ref()) - 1));
@@ -611,150 +618,4 @@ async fn objects_are_opened_by_name_and_only_as_what_they_are() {
         .err()
         .unwrap();
     assert_eq!(long.to_string(), "a name of 300 bytes; the limit is 255");
-}
-
-/// A snapshot and what follows it is the same as the whole history: for who starts from it, with and without a trim, and for the
-/// table of idempotency keys.
-#[tokio::test(start_paused = true)]
-async fn who_starts_from_a_snapshot_has_what_a_replay_has() {
-    let cluster = Cluster::new(2, 2, 3);
-    let (objects, [map, other]) = process(&cluster, ["a", "b"]);
-    let once = Once {
-        key: Bytes::from("once"),
-        lives: 1_000,
-    };
-    let put = |value: &'static str| Update::Put {
-        key: Bytes::from("o"),
-        value: Bytes::from(value),
-    };
-    map.view()
-        .update_once(once.clone(), &put("first"))
-        .await
-        .unwrap();
-    for round in 0..20 {
-        move_one(&objects, [&map, &other], ["x", "y"][round % 2]).await;
-    }
-    let snapshot = map.view().snapshot().await.unwrap();
-    other.view().snapshot().await.unwrap();
-    for _ in 0..5 {
-        move_one(&objects, [&map, &other], "x").await;
-    }
-    let expected = map.view().read(Clone::clone).await.unwrap();
-    let (_, [from_start, _]) = process(&cluster, ["a", "b"]);
-    assert_eq!(
-        from_start.view().read(Clone::clone).await.unwrap(),
-        expected
-    );
-    let control = cluster.client(Role::Control);
-    control.trim(snapshot.needs).await.unwrap();
-
-    let (late, [again]) = process(&cluster, ["a"]);
-    assert_eq!(again.view().read(Clone::clone).await.unwrap(), expected);
-    let (_, applied) = again
-        .view()
-        .update_once(once, &put("second"))
-        .await
-        .unwrap();
-    assert!(
-        matches!(applied, crate::object::Applied::Repeated { .. }),
-        "{applied:?}"
-    );
-    // As of the snapshot and later it can be read; before, nothing is left.
-    assert!(map.at(snapshot.as_of).await.is_ok());
-    let gone = map.at(Position(snapshot.as_of.0 - 2)).await;
-    assert!(
-        matches!(
-            gone,
-            Err(crate::object::AtError::Play(PlayError::Trimmed(_)))
-        ),
-        "{:?}",
-        gone.err()
-    );
-    drop(late);
-}
-
-/// A record that takes objects back to snapshots does so in all of them at once; versions never come back, only values do.
-#[tokio::test(start_paused = true)]
-async fn objects_go_back_to_snapshots_together_and_versions_do_not() {
-    let cluster = Cluster::new(2, 2, 3);
-    let (objects, [one, other]) = process(&cluster, ["a", "b"]);
-    let kept = one.put("kept", "1").await.unwrap();
-    one.put("changed", "1").await.unwrap();
-    other.put("gone later", "1").await.unwrap();
-    let mut watch = one.watch(Keys::all(), Position::FIRST);
-    let [here, there] = [
-        one.view().snapshot().await.unwrap(),
-        other.view().snapshot().await.unwrap(),
-    ];
-    one.put("changed", "2").await.unwrap();
-    one.put("new", "2").await.unwrap();
-    other.delete("gone later").await.unwrap();
-
-    let mut writes = Writes::new();
-    writes.reset(one.view().named(), here.manifest);
-    writes.reset(other.view().named(), there.manifest);
-    let position = objects.append(writes).await.unwrap();
-
-    let (_, [fresh, _]) = process(&cluster, ["a", "b"]);
-    for map in [&one, &fresh] {
-        let all = map.scan(&Keys::all(), 9).await.unwrap().entries;
-        let all: Vec<_> = all
-            .iter()
-            .map(|(key, found)| (&key[..], &found.value[..], found.version))
-            .collect();
-        assert_eq!(
-            all,
-            [
-                (&b"changed"[..], &b"1"[..], position),
-                (b"kept", b"1", kept)
-            ]
-        );
-    }
-    assert_eq!(
-        other.get(b"gone later").await.unwrap().unwrap().version,
-        position
-    );
-    let mut told = vec![];
-    while let Some(change) = watch.next_ready().await.unwrap() {
-        told.push((
-            String::from_utf8_lossy(&change.key).into_owned(),
-            change.value.map(|value| value[0]),
-        ));
-    }
-    let change = |key: &str, value: Option<u8>| (key.to_owned(), value);
-    let expected = [
-        change("kept", Some(b'1')),
-        change("changed", Some(b'1')),
-        change("changed", Some(b'2')),
-        change("new", Some(b'2')),
-        change("changed", Some(b'1')),
-        change("new", None),
-    ];
-    assert_eq!(told, expected);
-}
-
-/// A reader that stood still while what it had not played was trimmed loads a snapshot and goes on.
-#[tokio::test(start_paused = true)]
-async fn a_view_that_missed_what_was_trimmed_starts_again_from_a_snapshot() {
-    let cluster = Cluster::new(2, 2, 3);
-    let (_, [map]) = process(&cluster, ["a"]);
-    let (paused, [slow, quiet]) = process(&cluster, ["a", "quiet"]);
-    map.put("k", "1").await.unwrap();
-    quiet.put("k", "v").await.unwrap();
-    assert_eq!(value(&slow, "k").await, 1);
-    paused.sync().await.unwrap();
-    for round in 2..10 {
-        map.put("k", text(round)).await.unwrap();
-    }
-    let snapshot = map.view().snapshot().await.unwrap();
-    map.put("k", "10").await.unwrap();
-    cluster
-        .client(Role::Control)
-        .trim(snapshot.needs)
-        .await
-        .unwrap();
-
-    assert_eq!(value(&slow, "k").await, 10);
-    assert_eq!(quiet.get_stale(b"k").unwrap().value, "v");
-    assert_eq!(quiet.get(b"k").await.unwrap().unwrap().value, "v");
 }
