@@ -151,7 +151,7 @@ impl Map {
     }
 
     /// What became of the conditional write at `position`, if there is one: for a write whose position was found out by
-    /// [`Log::resume`]. Replays the map up to there.
+    /// [`crate::Log::resume`]. Replays the map up to there.
     ///
     /// # Errors
     /// [`AtError`].
