@@ -83,7 +83,7 @@ impl Keys {
     }
 
     /// Both bounds, unless they leave no room.
-    pub(super) fn bounds(&self) -> Option<(Bound<&Bytes>, Bound<&Bytes>)> {
+    pub(crate) fn bounds(&self) -> Option<(Bound<&Bytes>, Bound<&Bytes>)> {
         let crossed = match (&self.start, &self.end) {
             (Bound::Included(start), Bound::Included(end)) => start > end,
             (

@@ -18,7 +18,11 @@ use super::directory::DirectoryState;
 use super::error::{AtError, PlayError};
 use super::group::{Group, Kinds, locked};
 use super::hosted::{Cell, Hosted, Kind};
+use super::lock::LockState;
 use super::map::MapState;
+use super::queue::QueueState;
+use super::register::RegisterState;
+use super::set::SetState;
 use super::view::View;
 use super::world::World;
 use crate::log::{End, Log};
@@ -64,6 +68,10 @@ impl Objects {
             Kind::of::<CursorsState>(),
             Kind::of::<DirectoryState>(),
             Kind::of::<CounterState>(),
+            Kind::of::<RegisterState>(),
+            Kind::of::<SetState>(),
+            Kind::of::<QueueState>(),
+            Kind::of::<LockState>(),
         ];
         let kinds = known.into_iter().map(|kind| (kind.name, kind)).collect();
         let kinds = Arc::new(Mutex::new(kinds));

@@ -210,7 +210,8 @@ impl Transact {
                 }) => {
                     let is_over =
                         host.clock.now().since(began) >= self.objects.log().options().deadline;
-                    if attempts >= self.attempts || is_over {
+                    let is_vain = attempt.expected.iter().any(|(named, other)| (named, other) == (&object, &part));
+                    if is_vain || attempts >= self.attempts || is_over {
                         let between = Span::new(attempt.as_of, position);
                         let abort =
                             Box::pin(self.explain(object, part, found, between, attempts)).await;
@@ -240,6 +241,7 @@ impl Transact {
         let mut transaction = Transaction::new(&world, self.isolation);
         let as_of = transaction.as_of();
         let value = body(&mut transaction).map_err(TransactError::Body)?;
+        let expected = transaction.expected();
         let Some((checks, writes)) = transaction.finish() else {
             return Ok((value, None));
         };
@@ -249,7 +251,12 @@ impl Transact {
         }
         let sealed = writes.sealed(checks, self.once.clone());
         let sealed = sealed.map_err(TransactError::Update)?;
-        Ok((value, Some(Attempt { sealed, as_of })))
+        let attempt = Attempt {
+            sealed,
+            as_of,
+            expected,
+        };
+        Ok((value, Some(attempt)))
     }
 
     /// Appends it and plays up to it; tells others what became of it if they might not know.
@@ -345,6 +352,8 @@ async fn stamp_at(log: &Log, position: Position) -> Option<(Position, Stamp)> {
 struct Attempt {
     sealed: Sealed,
     as_of: Position,
+    /// What another attempt would not find changed.
+    expected: Vec<(Named, Part)>,
 }
 
 /// Why what became of an attempt is not known.

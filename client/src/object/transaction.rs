@@ -60,6 +60,10 @@ impl Writes {
         });
     }
 
+    fn object(&self, number: u32) -> Named {
+        self.objects[number as usize].clone()
+    }
+
     fn number(&mut self, object: &Named) -> u32 {
         if let Some(number) = self.numbers.get(object) {
             return *number;
@@ -133,6 +137,8 @@ pub struct Transaction<'a> {
     /// Per object, what was read of it.
     keys: BTreeMap<(u32, Bytes), Seen>,
     others: Vec<Check>,
+    /// What must be so though it was not read.
+    expected: Vec<Check>,
     /// What is written, and may be checked for that.
     touched: Vec<(u32, Part, Seen)>,
     writes: Writes,
@@ -147,6 +153,7 @@ impl<'a> Transaction<'a> {
             isolation,
             keys: BTreeMap::new(),
             others: vec![],
+            expected: vec![],
             touched: vec![],
             writes: Writes::default(),
             own: BTreeMap::new(),
@@ -195,6 +202,12 @@ impl<'a> Transaction<'a> {
         Ok(read(&cell.state))
     }
 
+    /// The transaction takes place only if a part of an object is as `seen`, whatever it is now and in every isolation.
+    pub(crate) fn expect<O: Object>(&mut self, object: &View<O>, part: Part, seen: Seen) {
+        let object = self.writes.number(object.named());
+        self.expected.push(Check { object, part, seen });
+    }
+
     /// Looks at an object without noting that it was read.
     pub(crate) fn peek<O: Object, T>(
         &self,
@@ -223,8 +236,14 @@ impl<'a> Transaction<'a> {
         self.writes.refused.get_or_insert(why);
     }
 
+    /// What must be so though it was not read: trying again does not change it.
+    pub(crate) fn expected(&self) -> Vec<(Named, Part)> {
+        let all = self.expected.iter();
+        all.map(|check| (self.writes.object(check.object), check.part.clone())).collect()
+    }
+
     /// What is to be appended; nothing if nothing is written.
-    pub(crate) fn finish(self) -> Option<(Vec<Check>, Writes)> {
+    pub(crate) fn finish(mut self) -> Option<(Vec<Check>, Writes)> {
         if self.writes.is_empty() && self.writes.refused.is_none() {
             return None;
         }
@@ -267,6 +286,8 @@ impl<'a> Transaction<'a> {
             seen,
         });
         checks.extend(keys);
-        Some((checks, self.writes))
+        // In front: of several conflicts the first is told.
+        self.expected.extend(checks);
+        Some((self.expected, self.writes))
     }
 }
