@@ -59,4 +59,4 @@ pub use streams::StreamReader;
 pub use trim::TrimError;
 pub use trouble::Unavailable;
 
-pub use milonga_wire::{ClusterId, Layout, Position, Role, Span, Stamp, StreamId, Term};
+pub use milonga_wire::{Before, ClusterId, Layout, Position, Role, Span, Stamp, StreamId, Term};

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use milonga_host::BoxFuture;
+use milonga_host::{BoxFuture, Moment};
 use milonga_wire::limits::SPANS_MAX;
 use milonga_wire::{Chain, ConfirmedEnd, Layout, Payload, Position, Role, Span};
 
@@ -19,6 +20,9 @@ use crate::trouble::{Trouble, Unavailable};
 
 /// Positions that one round of reads covers at most.
 const ROUND_POSITIONS: u64 = 8_192;
+/// The first of the looks at a hole that is left to its writer comes after this part of the wait, each next one after twice as
+/// long.
+const LOOKS: u32 = 32;
 /// Rounds over a hole that nobody has asked for, at a time.
 const STUCK_ROUNDS: u64 = 64;
 
@@ -132,12 +136,13 @@ impl Log {
         span: Span,
         patience: &mut crate::trouble::Patience,
     ) -> Result<Round, Unavailable> {
-        let mut seen = vec![];
+        let mut waiting = Waiting::default();
         loop {
             let decided = self.layout().await?;
             let layout = &decided.layout;
-            match self.try_round(layout, span, &mut seen).await {
+            match self.try_round(layout, span, &mut waiting).await {
                 Ok(Some(round)) => return Ok(round),
+                Ok(None) if std::mem::take(&mut waiting.slept) && !patience.is_over() => {}
                 Ok(None) => {
                     patience
                         .pause(|| {
@@ -192,13 +197,13 @@ impl Log {
         }
     }
 
-    /// One try. Nothing if holes were met and settled, or left to their writers for a moment: look again. `seen` holds the
-    /// holes that were waited for: only those are settled, so that what is written meanwhile is not.
+    /// One try. Nothing if holes were met and settled, or left to their writers for a moment: look again. Only holes that
+    /// were waited for are settled, so that what is written meanwhile is not.
     async fn try_round(
         &self,
         layout: &Layout,
         span: Span,
-        seen: &mut Vec<Span>,
+        waiting: &mut Waiting,
     ) -> Result<Option<Round>, Trouble> {
         let window = window_of(span);
         let is_found =
@@ -263,15 +268,29 @@ impl Log {
                 first.positions().map(unwritten).collect(),
             )));
         }
-        let waited_for = common(seen, &holes);
+        let clock = &self.shared.host.clock;
+        let waited_for = common(&waiting.holes, &holes);
         if waited_for.is_empty() {
-            // One wait for all of them; then they are looked at again, and what is still empty is settled.
+            // One wait for all of them, in which they are looked at again and again: most are written within a moment.
             let wait = self.hole_wait();
             metrics::histogram!("milonga_client_hole_wait_seconds").record(wait.as_secs_f64());
-            self.shared.host.clock.sleep(wait).await;
-            *seen = holes;
+            *waiting = Waiting {
+                holes,
+                until: Some(clock.now().plus(wait)),
+                pause: wait / LOOKS,
+                slept: false,
+            };
         } else {
-            self.settle(layout, &waited_for, end).await?;
+            waiting.holes = waited_for;
+        }
+        let now = clock.now();
+        match waiting.until.filter(|until| now < *until) {
+            Some(until) => {
+                clock.sleep(waiting.pause.min(until.since(now))).await;
+                waiting.pause *= 2;
+                waiting.slept = true;
+            }
+            None => self.settle(layout, &waiting.holes, end).await?,
         }
         Ok(None)
     }
@@ -362,6 +381,18 @@ impl Log {
 }
 
 /// Rising positions as spans: neighbours share one.
+/// Holes that are left to their writers for a moment.
+#[derive(Default)]
+struct Waiting {
+    /// What was empty at every look so far.
+    holes: Vec<Span>,
+    until: Option<Moment>,
+    /// Before the next look.
+    pause: Duration,
+    /// Whether the last try ended with a pause.
+    slept: bool,
+}
+
 fn spans_of(positions: &[Position]) -> Vec<Span> {
     let mut spans: Vec<Span> = vec![];
     for position in positions {

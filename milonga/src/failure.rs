@@ -196,7 +196,9 @@ impl From<BenchError> for Failure {
             BenchError::Append(error) => (*error).into(),
             BenchError::Read(error) => error.into(),
             BenchError::Nothing { .. } => Self::new(Code::Unavailable, error),
-            BenchError::Baseline(_) | BenchError::OwnCluster => Self::failed(error),
+            BenchError::Baseline(_) | BenchError::Objects(_) | BenchError::OwnCluster => {
+                Self::failed(error)
+            }
         }
     }
 }

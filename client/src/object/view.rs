@@ -136,9 +136,16 @@ impl<O: Object> View<O> {
     /// # Errors
     /// [`UpdateError`]: one of the three outcomes of an append, never a guess.
     pub async fn append(&self, update: &O::Update) -> Result<Position, UpdateError> {
+        self.append_record(self.record(update)?).await
+    }
+
+    /// The record of an update, for [`Log::append_batch`]: many updates of one object with one token.
+    ///
+    /// # Errors
+    /// [`UpdateError::TooLarge`].
+    pub fn record(&self, update: &O::Update) -> Result<Bytes, UpdateError> {
         let record = codec::update(update);
-        self.append_record(record.map_err(UpdateError::too_large("an update", ENTRY_BYTES_MAX))?)
-            .await
+        record.map_err(UpdateError::too_large("an update", ENTRY_BYTES_MAX))
     }
 
     async fn append_record(&self, record: Bytes) -> Result<Position, UpdateError> {
@@ -150,9 +157,7 @@ impl<O: Object> View<O> {
     /// # Errors
     /// [`DecideError`].
     pub async fn update(&self, update: &O::Update) -> Result<(Position, O::Outcome), DecideError> {
-        let record = codec::update(update);
-        let record = record.map_err(UpdateError::too_large("an update", ENTRY_BYTES_MAX))?;
-        let (position, applied) = self.decide(record).await?;
+        let (position, applied) = self.decide(self.record(update)?).await?;
         match applied {
             Applied::First(outcome) => Ok((position, outcome)),
             Applied::Repeated { .. } => unreachable!("it has no idempotency key"),

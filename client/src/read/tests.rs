@@ -130,6 +130,28 @@ async fn an_entry_in_flight_is_waited_for_before_anything_is_filled() {
     assert_eq!(cluster.seen("u", "fill"), 0);
 }
 
+/// What is written a moment later is read a moment later, not when the whole wait for its writer is over.
+#[tokio::test(start_paused = true)]
+async fn an_entry_in_flight_is_read_soon_after_it_is_written() {
+    let cluster = Cluster::new(1, 2, 1);
+    let (writer, reader) = (cluster.client(Role::Writer), cluster.client(Role::Writer));
+    let gate = Gate::new();
+    cluster.rule(once("u-00", "write", Fault::Hold(gate.clone())));
+    let writing = tokio::spawn(async move { writer.append("a", &[]).await });
+    gate.arrived().await;
+    let wait = reader.hole_wait();
+    let clock = reader.host().clock.clone();
+    let began = clock.now();
+    let reading = tokio::spawn(async move { reader.read(Position(0)).await });
+    clock.sleep(wait / 40).await;
+    gate.open();
+
+    assert_eq!(reading.await.unwrap().unwrap().payload().unwrap(), "a");
+    let took = clock.now().since(began);
+    assert!(took < wait * 3 / 4, "{took:?} of {wait:?}");
+    assert_eq!(writing.await.unwrap().unwrap(), Position(0));
+}
+
 /// H12, C5.
 #[tokio::test(start_paused = true)]
 async fn reads_at_and_above_the_end_fill_nothing() {

@@ -211,7 +211,7 @@ where
 }
 
 /// What all threads of this process have used.
-fn processor_time() -> Duration {
+pub(super) fn processor_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     let seconds = Duration::from_secs(time.tv_sec.unsigned_abs());
     seconds.saturating_add(Duration::from_nanos(time.tv_nsec.unsigned_abs()))

@@ -16,6 +16,7 @@ mod baseline;
 mod failover;
 mod figures;
 mod meter;
+mod objects;
 mod read;
 mod token;
 
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, Subcommand};
+use milonga_client::object::{PlayError, UpdateError};
 use milonga_client::{AppendError, Log, ReadError, Unavailable};
 use milonga_host::{BoxFuture, Host};
 
@@ -59,6 +61,18 @@ pub enum What {
     /// Tokens alone. Positions issued and not written become holes, which readers fill.
     #[command(after_help = "Example:\n  milonga bench token --concurrency 256")]
     Token(TokenArgs),
+    /// Linearizable gets, and puts, of keys of one map.
+    #[command(after_help = "Example:\n  milonga bench kv --concurrency 64 --writes 5")]
+    Kv(KvArgs),
+    /// Transactions on one map: each reads some keys, some write one of them.
+    #[command(after_help = "Example:\n  milonga bench txn --concurrency 256 --writes 10")]
+    Txn(TxnArgs),
+    /// How fast a new copy of a map is played, from its start or from a snapshot.
+    #[command(
+        after_help = "Example:\n  milonga bench playback --updates 1000000 --keys 100000
+  milonga bench playback --updates 1000000 --keys 1000000 --from-snapshot"
+    )]
+    Playback(PlaybackArgs),
     /// How long appends stand still when a process is killed. On clusters of its own, in a temporary folder.
     #[command(
         after_help = "Example:\n  milonga bench failover --victims sequencer,head --rounds 5"
@@ -162,6 +176,63 @@ pub struct TokenArgs {
     pub baseline: bool,
 }
 
+/// How a map is measured.
+#[derive(Clone, Debug, Parser)]
+pub struct KvArgs {
+    /// The loop.
+    #[command(flatten)]
+    pub load: Load,
+    /// Bytes of a value.
+    #[arg(long, value_name = "B", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub size: u32,
+    /// Keys of the map.
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+    /// How many of 100 operations are puts.
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub writes: u32,
+}
+
+/// How transactions are measured.
+#[derive(Clone, Debug, Parser)]
+pub struct TxnArgs {
+    /// The loop.
+    #[command(flatten)]
+    pub load: Load,
+    /// Bytes of a value.
+    #[arg(long, value_name = "B", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub size: u32,
+    /// Keys of the map.
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+    /// Keys that each transaction reads.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub reads: u32,
+    /// How many of 100 transactions write one of the keys that they read.
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub writes: u32,
+}
+
+/// How playback is measured.
+#[derive(Clone, Debug, Parser)]
+pub struct PlaybackArgs {
+    /// Updates in the history of the map; they are written first if they are not there.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub updates: u64,
+    /// Keys that they are spread over.
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+    /// Bytes of a value.
+    #[arg(long, value_name = "B", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub size: u32,
+    /// Whether a snapshot is written first, and copies start from it.
+    #[arg(long)]
+    pub from_snapshot: bool,
+    /// Copies that are played, one after the other.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+}
+
 /// How the machine is measured.
 #[derive(Clone, Debug, Parser)]
 pub struct BaselineArgs {
@@ -200,6 +271,9 @@ pub enum BenchError {
     /// The bare servers could not be started or broke off.
     #[error("the baseline: {0}; try --dir with a writable folder, or --baseline false")]
     Baseline(String),
+    /// A map could not be read or written.
+    #[error("a map: {0}")]
+    Objects(String),
     /// Failover is measured on clusters of its own.
     #[error("failover is measured with `bench::failover`")]
     OwnCluster,
@@ -213,6 +287,18 @@ pub enum BenchError {
         /// How many failed.
         errors: u64,
     },
+}
+
+impl From<PlayError> for BenchError {
+    fn from(error: PlayError) -> Self {
+        Self::Objects(error.to_string())
+    }
+}
+
+impl From<UpdateError> for BenchError {
+    fn from(error: UpdateError) -> Self {
+        Self::Objects(error.to_string())
+    }
 }
 
 impl From<AppendError> for BenchError {
@@ -232,6 +318,9 @@ pub async fn run(log: &Log, args: &Args) -> Result<Report, BenchError> {
         What::Append(args) => append::run(log, args).await,
         What::Read(args) => read::run(log, args).await,
         What::Token(args) => token::run(log, args).await,
+        What::Kv(args) => objects::kv(log, args).await,
+        What::Txn(args) => objects::txn(log, args).await,
+        What::Playback(args) => objects::playback(log, args).await,
         What::Baseline(args) => baseline(log.host(), args).await,
         What::Failover(_) => Err(BenchError::OwnCluster),
     }

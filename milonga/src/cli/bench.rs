@@ -29,9 +29,13 @@ impl Bench {
             }
             let report = match &self.args.what {
                 What::Baseline(args) => bench::baseline(&alone(), args).await?,
-                What::Append(_) | What::Read(_) | What::Token(_) | What::Failover(_) => {
-                    bench::run(&context.cluster.connect()?, &self.args).await?
-                }
+                What::Append(_)
+                | What::Read(_)
+                | What::Token(_)
+                | What::Kv(_)
+                | What::Txn(_)
+                | What::Playback(_)
+                | What::Failover(_) => bench::run(&context.cluster.connect()?, &self.args).await?,
             };
             context.output.one(&report, || report.text())
         })
