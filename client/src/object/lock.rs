@@ -114,7 +114,9 @@ impl LockState {
     }
 
     fn is_held_by(&self, fence: Position) -> bool {
-        self.holder.as_ref().is_some_and(|holder| holder.fence == fence)
+        self.holder
+            .as_ref()
+            .is_some_and(|holder| holder.fence == fence)
     }
 
     fn not_held(&self) -> Outcome {
@@ -213,7 +215,9 @@ impl Object for LockState {
 
     fn seen(&self, part: &Part) -> Option<Seen> {
         // The one key that it has is the fence: renewals leave it as it is.
-        Keys::seen(part, |_| Seen::one(self.holder.as_ref().map(|holder| holder.fence)))
+        Keys::seen(part, |_| {
+            Seen::one(self.holder.as_ref().map(|holder| holder.fence))
+        })
     }
 
     fn reset(&mut self, _: Position, _: Self) {
@@ -231,7 +235,9 @@ pub struct Lock {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LockError {
     /// Leases must be longer.
-    #[error("a lease of {asked:?}; expected at least {LEASE_MIN:?}, so that a crash of a server does not end it")]
+    #[error(
+        "a lease of {asked:?}; expected at least {LEASE_MIN:?}, so that a crash of a server does not end it"
+    )]
     TooShort {
         /// What was asked.
         asked: Duration,
@@ -279,7 +285,11 @@ impl Lock {
     ) -> Result<Option<Held>, LockError> {
         let asked = Asked::new(owner, lease, false)?;
         let began = self.now();
-        let (_, outcome) = self.view.update(&asked.update()).await.map_err(LockError::from)?;
+        let (_, outcome) = self
+            .view
+            .update(&asked.update())
+            .await
+            .map_err(LockError::from)?;
         Ok(match outcome {
             Outcome::Held { fence } => Some(Held::new(self, fence, lease, began)),
             Outcome::Waits { .. } | Outcome::NotHeld { .. } => None,
@@ -299,17 +309,27 @@ impl Lock {
         let asked = Asked::new(owner, lease, true)?;
         let mut watched = None;
         let mut began = self.now();
-        let (_, outcome) = self.view.update(&asked.update()).await.map_err(LockError::from)?;
+        let (_, outcome) = self
+            .view
+            .update(&asked.update())
+            .await
+            .map_err(LockError::from)?;
         if let Outcome::Held { fence } = outcome {
             return Ok(Held::new(self, fence, lease, began));
         }
         loop {
             self.pause(lease).await;
             began = self.now();
-            let (holder, waits) = self.view.read(|state| {
-                let waits = state.waiting.iter().any(|waiting| waiting.owner == asked.owner);
-                (state.holder.clone(), waits)
-            }).await?;
+            let (holder, waits) = self
+                .view
+                .read(|state| {
+                    let waits = state
+                        .waiting
+                        .iter()
+                        .any(|waiting| waiting.owner == asked.owner);
+                    (state.holder.clone(), waits)
+                })
+                .await?;
             match holder {
                 Some(holder) if holder.owner == asked.owner => {
                     let held = Held::new(self, holder.fence, lease, began);
@@ -410,7 +430,10 @@ impl Held {
         let renewing = async move {
             loop {
                 lock.view.log().host().clock.sleep(lease / 3).await;
-                if renew(&lock, fence, lease, &until).await.is_ok_and(|held| !held) {
+                if renew(&lock, fence, lease, &until)
+                    .await
+                    .is_ok_and(|held| !held)
+                {
                     return;
                 }
             }
@@ -478,3 +501,6 @@ impl super::Transaction<'_> {
         self.expect(lock.view(), Part::Key(Bytes::new()), Seen::one(Some(fence)));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,8 @@ pub mod counter;
 pub mod cursors;
 pub mod directory;
 mod error;
+#[cfg(test)]
+mod given_tests;
 mod group;
 mod hosted;
 mod image;

@@ -115,7 +115,12 @@ impl Queue {
     /// # Errors
     /// [`DecideError`]; after [`DecideError::Undecided`] an element may have been taken: [`View::outcome_at`] tells which.
     pub async fn pop(&self) -> Result<Option<Versioned>, DecideError> {
-        if self.view.read(QueueState::is_empty).await.is_ok_and(|is_empty| is_empty) {
+        if self
+            .view
+            .read(QueueState::is_empty)
+            .await
+            .is_ok_and(|is_empty| is_empty)
+        {
             return Ok(None);
         }
         let (_, taken) = self.view.update(&Update::Pop).await?;

@@ -48,7 +48,9 @@ impl SetState {
     }
 
     fn within<'a>(&'a self, keys: &'a Keys) -> impl Iterator<Item = (&'a Bytes, &'a Position)> {
-        let range = keys.bounds().map(|bounds| self.elements.range::<Bytes, _>(bounds));
+        let range = keys
+            .bounds()
+            .map(|bounds| self.elements.range::<Bytes, _>(bounds));
         range.into_iter().flatten()
     }
 }
@@ -91,7 +93,9 @@ impl Object for SetState {
     }
 
     fn seen(&self, part: &Part) -> Option<Seen> {
-        Keys::seen(part, |keys| Seen::all(self.within(keys).map(|(_, position)| *position)))
+        Keys::seen(part, |keys| {
+            Seen::all(self.within(keys).map(|(_, position)| *position))
+        })
     }
 
     fn reset(&mut self, position: Position, to: Self) {

@@ -210,9 +210,18 @@ impl Transact {
                 }) => {
                     let is_over =
                         host.clock.now().since(began) >= self.objects.log().options().deadline;
-                    let is_vain = attempt.expected.iter().any(|(named, other)| (named, other) == (&object, &part));
+                    let is_vain = attempt
+                        .expected
+                        .iter()
+                        .any(|(named, other)| (named, other) == (&object, &part));
                     if is_vain || attempts >= self.attempts || is_over {
-                        let between = Span::new(attempt.as_of, position);
+                        // What was expected without a look may have been otherwise long before.
+                        let start = if is_vain {
+                            Position::FIRST
+                        } else {
+                            attempt.as_of
+                        };
+                        let between = Span::new(start, position);
                         let abort =
                             Box::pin(self.explain(object, part, found, between, attempts)).await;
                         return Err(TransactError::Conflict(Box::new(abort)));

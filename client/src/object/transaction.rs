@@ -239,7 +239,8 @@ impl<'a> Transaction<'a> {
     /// What must be so though it was not read: trying again does not change it.
     pub(crate) fn expected(&self) -> Vec<(Named, Part)> {
         let all = self.expected.iter();
-        all.map(|check| (self.writes.object(check.object), check.part.clone())).collect()
+        all.map(|check| (self.writes.object(check.object), check.part.clone()))
+            .collect()
     }
 
     /// What is to be appended; nothing if nothing is written.

@@ -157,7 +157,7 @@ impl<O: Object> View<O> {
     /// # Errors
     /// [`DecideError`].
     pub async fn update(&self, update: &O::Update) -> Result<(Position, O::Outcome), DecideError> {
-        let (position, applied) = self.decide(self.record(update)?).await?;
+        let (position, applied) = Box::pin(self.decide(self.record(update)?)).await?;
         match applied {
             Applied::First(outcome) => Ok((position, outcome)),
             Applied::Repeated { .. } => unreachable!("it has no idempotency key"),
@@ -177,7 +177,7 @@ impl<O: Object> View<O> {
         checked_once(&once)?;
         let record = codec::once(once, update);
         let record = record.map_err(UpdateError::too_large("an update", ENTRY_BYTES_MAX))?;
-        self.decide(record).await
+        Box::pin(self.decide(record)).await
     }
 
     /// Appends a record, and plays up to it.
