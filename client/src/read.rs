@@ -290,7 +290,7 @@ impl Log {
                 waiting.pause *= 2;
                 waiting.slept = true;
             }
-            None => self.settle(layout, &waiting.holes, end).await?,
+            None => Box::pin(self.settle(layout, &waiting.holes, end)).await?,
         }
         Ok(None)
     }
