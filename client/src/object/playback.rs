@@ -2,13 +2,29 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use milonga_host::Host;
 use milonga_wire::limits::STREAMS_PER_ENTRY_MAX;
 use milonga_wire::{Before, Position, StreamId, Term};
+use tokio::sync::oneshot;
 
 use crate::log::{End, Log};
 use crate::options::Options;
 use crate::read::ReadError;
 use crate::streams::{Found, Together, Wanted};
+use crate::trouble::Unavailable;
+
+/// Batches of at least this many records are followed by others, most likely: the next is fetched while one is applied.
+const LONG: usize = 512;
+
+/// How the next batch comes.
+enum Reading {
+    /// When it is asked for.
+    Here(Together),
+    /// It is under way.
+    Ahead(oneshot::Receiver<(Together, Batch)>),
+}
+
+type Batch = Result<Option<Vec<Found>>, ReadError>;
 
 /// A place in the log, as far as some streams are concerned: everything of them before it was handed on, once and in order (O3).
 pub(crate) struct Playback {
@@ -21,7 +37,7 @@ pub(crate) struct Playback {
     /// The position of the last record handed on.
     applied: Option<Position>,
     /// What is being read, and up to where.
-    reading: Option<(Together, Position, Term)>,
+    reading: Option<(Reading, Position, Term)>,
     /// What was read and not handed on yet.
     ready: VecDeque<Found>,
 }
@@ -100,7 +116,7 @@ impl Playback {
             last: last.remove(stream),
         });
         let together = Together::new(&self.log, wanted.collect(), end);
-        self.reading = Some((together, end, term));
+        self.reading = Some((Reading::Here(together), end, term));
     }
 
     /// Whether it was begun and has not come to the end yet.
@@ -120,7 +136,7 @@ impl Playback {
             return Ok(false);
         };
         let (end, term) = (*end, *term);
-        match reading.next().await {
+        match reading.next(self.log.host()).await {
             Ok(Some(found)) => {
                 self.ready = found.into();
                 Ok(true)
@@ -167,6 +183,48 @@ impl Playback {
             behind.max(self.played)
         } else {
             behind
+        }
+    }
+}
+
+impl Reading {
+    /// The next batch. A call that is dropped loses nothing.
+    async fn next(&mut self, host: &Host) -> Batch {
+        loop {
+            match self {
+                Self::Here(together) => {
+                    let batch = together.next().await;
+                    if matches!(&batch, Ok(Some(found)) if found.len() >= LONG) {
+                        self.go_ahead(host);
+                    }
+                    return batch;
+                }
+                Self::Ahead(coming) => match coming.await {
+                    Ok((together, batch)) => {
+                        *self = Self::Here(together);
+                        if matches!(&batch, Ok(Some(_))) {
+                            self.go_ahead(host);
+                        }
+                        return batch;
+                    }
+                    Err(_) => {
+                        let why = "the task that was reading ahead is gone".to_owned();
+                        return Err(ReadError::Unavailable(Unavailable::Protocol { why }));
+                    }
+                },
+            }
+        }
+    }
+
+    /// Has the batch after this one fetched by a task of its own, so that it comes while this one is applied.
+    fn go_ahead(&mut self, host: &Host) {
+        let (tell, coming) = oneshot::channel();
+        if let Self::Here(mut together) = std::mem::replace(self, Self::Ahead(coming)) {
+            host.tasks.spawn(async move {
+                let batch = together.next().await;
+                // Nobody listens any more if the playback was given up.
+                let _ = tell.send((together, batch));
+            });
         }
     }
 }
