@@ -5,6 +5,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use milonga_client::object::lock::LockError;
 use milonga_client::object::{
     AtError, DecideError, OpenError, PlayError, SnapshotError, UpdateError,
 };
@@ -223,6 +224,16 @@ impl From<OpenError> for Failure {
             OpenError::TooLong { .. } => Self::failed(error),
             OpenError::Play(error) => error.into(),
             OpenError::Decide(error) => error.into(),
+        }
+    }
+}
+
+impl From<LockError> for Failure {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::TooShort { .. } => Self::failed(error),
+            LockError::Play(error) => error.into(),
+            LockError::Decide(error) => error.into(),
         }
     }
 }

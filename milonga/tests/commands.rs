@@ -274,6 +274,54 @@ fn writes_with_an_idempotency_key_are_done_once() {
     assert_eq!(dev.run(&["kv", "get", "k"]).done().out, "x\n");
 }
 
+/// A lock is held by one; what is written by a fence of before does not take place.
+#[test]
+fn a_lock_is_held_by_one_and_its_fence_keeps_others_from_writing() {
+    let dev = Dev::start(&SMALL);
+    dev.run(&["lock", "show", "l"]).refused(5, &["no lock `l`"]);
+    let acquire = |owner: &str, lease: &str| {
+        let asked = ["lock", "acquire", "l", "--owner", owner, "--lease", lease];
+        dev.run(&[&asked[..], &["-o", "json"]].concat())
+    };
+    acquire("a", "10ms").refused(1, &["at least 1s"]);
+    let held = acquire("a", "1s").done().json();
+    let fence = format!("l@{}", held["fence"]);
+    let refused = acquire("b", "30s");
+    refused.refused(4, &["held by a since"]);
+    assert_eq!(refused.json()["conflict"]["owner"], "a");
+    dev.run(&["kv", "put", "k", "by a", "--fence", &fence])
+        .done();
+
+    // Nobody renews it: whoever waits gets it when the lease is over.
+    let run = ["lock", "run", "l", "--owner", "b", "--lease", "30s", "--"];
+    let shown = dev.run(&[&run[..], &["sh", "-c", "echo $MILONGA_FENCE"]].concat());
+    let newer = shown.done().out.trim().to_owned();
+    assert_ne!(newer, fence);
+    dev.run(&["kv", "put", "k", "late", "--fence", &fence])
+        .refused(4, &["nobody holds the lock"]);
+    let again = acquire("c", "30s").done().json();
+    let again = format!("l@{}", again["fence"]);
+    let late = ["kv", "put", "k", "late", "--fence", &newer];
+    dev.run(&late).refused(4, &["held by fence"]);
+    dev.run(&["kv", "put", "k", "by c", "--fence", &again])
+        .done();
+    assert_eq!(dev.run(&["kv", "get", "k"]).done().out, "by c\n");
+    assert_eq!(
+        dev.run(&["lock", "show", "l", "-o", "json"]).done().json()["owner"],
+        "c"
+    );
+    let number = again.trim_start_matches("l@");
+    dev.run(&["lock", "renew", "l", number]).done();
+    dev.run(&["lock", "release", "l", number]).done();
+    dev.run(&["lock", "renew", "l", number])
+        .refused(4, &["by nobody"]);
+    dev.run(&["lock", "show", "l"]).refused(5, &["nobody"]);
+    dev.run(&["kv", "put", "k", "v", "--fence", "l"])
+        .refused(2, &["LOCK@POSITION"]);
+    let fails = dev.run(&[&run[..], &["sh", "-c", "exit 3"]].concat());
+    fails.refused(1, &["ended with"]);
+}
+
 /// What lies before a snapshot may be trimmed; a map, and its history from there on, are as they were.
 #[test]
 fn a_map_outlives_the_trim_of_what_its_snapshot_holds() {

@@ -260,6 +260,11 @@ impl Lock {
         Ok(Self { view })
     }
 
+    /// The lock that this view is of.
+    pub fn of(view: View<LockState>) -> Self {
+        Self { view }
+    }
+
     /// The view that it is.
     pub fn view(&self) -> &View<LockState> {
         &self.view

@@ -10,6 +10,7 @@ mod demo;
 mod dev;
 mod inspect;
 mod kv;
+mod lock;
 mod log;
 mod servers;
 mod status;
@@ -126,6 +127,9 @@ enum Command {
   milonga cursor list"
     )]
     Cursor(cursor::CursorCommand),
+    /// Locks: held by one at a time, with leases and fences.
+    #[command(subcommand)]
+    Lock(lock::LockCommand),
     /// Puts and gets keys of a replicated map.
     Kv(kv::Kv),
     /// Measures, with the ratio to a bare baseline.
@@ -189,6 +193,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Cluster(cluster) => wait(&context, cluster.run(&context)),
         Command::Log(log) => wait(&context, log.run(&context)),
         Command::Cursor(cursor) => wait(&context, cursor.run(&context)),
+        Command::Lock(lock) => wait(&context, lock.run(&context)),
         Command::Kv(kv) => wait(&context, kv.run(&context)),
         Command::Bench(bench) => bench.run(&context),
         Command::BenchNode(node) => Ok(crate::bench::node(&node)?),

@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use self::pair::Pair;
 use super::Context;
+use super::lock::{Fence, fence};
 use super::log::up_to_the_end;
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{json, line, progress};
@@ -54,6 +55,8 @@ enum Verb {
         value: String,
         #[command(flatten)]
         again: Again,
+        #[command(flatten)]
+        fenced: Fenced,
     },
     /// Prints a key's value.
     #[command(after_help = "Example:
@@ -71,6 +74,8 @@ enum Verb {
         key: String,
         #[command(flatten)]
         again: Again,
+        #[command(flatten)]
+        fenced: Fenced,
     },
     /// Sets a key if it is as expected; exits 4 if it is not.
     #[command(after_help = "Example:
@@ -120,6 +125,8 @@ another \"map\"; bytes that are no text go in base64, with \"key_encoding\" or \
         file: PathBuf,
         #[command(flatten)]
         again: Again,
+        #[command(flatten)]
+        fenced: Fenced,
     },
     /// Writes a snapshot into the log: who opens the map later starts from there.
     #[command(after_help = "Example:
@@ -137,6 +144,14 @@ another \"map\"; bytes that are no text go in base64, with \"key_encoding\" or \
         #[command(flatten)]
         when: When,
     },
+}
+
+/// On what a write depends.
+#[derive(Clone, Debug, clap::Args)]
+struct Fenced {
+    /// Only if this lock is still held by this fence, where the write comes to lie in the log.
+    #[arg(long, value_name = "LOCK@POSITION", value_parser = fence)]
+    fence: Option<Fence>,
 }
 
 /// What makes a write take place once however often it is given.
@@ -233,25 +248,32 @@ impl Kv {
         let objects = Objects::new(&log);
         let name = self.map.as_str();
         match self.verb {
-            Verb::Put { key, value, again } => {
+            Verb::Put {
+                key,
+                value,
+                again,
+                fenced,
+            } => {
                 let update = Update::Put {
-                    key: Bytes::from(key.clone()),
+                    key: Bytes::from(key),
                     value: Bytes::from(value),
                 };
                 let map = Map::open(&objects, name).await?;
-                write(context, &map, &key, &update, &again).await
+                write(context, &map, &update, &again, &fenced).await
             }
-            Verb::Delete { key, again } => {
+            Verb::Delete { key, again, fenced } => {
                 let update = Update::Delete {
-                    key: Bytes::from(key.clone()),
+                    key: Bytes::from(key),
                 };
                 let map = Map::open(&objects, name).await?;
-                write(context, &map, &key, &update, &again).await
+                write(context, &map, &update, &again, &fenced).await
             }
             Verb::Cas(cas) => cas.run(context, &Map::open(&objects, name).await?).await,
-            Verb::Txn { file, again } => {
-                txn::run(context, &objects, name, &file, again.once()).await
-            }
+            Verb::Txn {
+                file,
+                again,
+                fenced,
+            } => Box::pin(txn::run(context, &objects, name, &file, &again, &fenced)).await,
             Verb::Import { file } => {
                 import(context, &Map::open(&objects, name).await?, &file).await
             }
@@ -311,8 +333,24 @@ async fn existing(objects: &Objects, name: &str) -> Outcome<Map> {
     })
 }
 
-async fn write(context: &Context, map: &Map, key: &str, update: &Update, again: &Again) -> Outcome {
-    checked(key.as_bytes())?;
+async fn write(
+    context: &Context,
+    map: &Map,
+    update: &Update,
+    again: &Again,
+    fenced: &Fenced,
+) -> Outcome {
+    checked(update.key())?;
+    let key = &*String::from_utf8_lossy(update.key());
+    if let Some(fence) = &fenced.fence {
+        let done = txn::fenced(context, map, fence, again.once(), |txn| {
+            txn.update(map.view(), update);
+            Ok(())
+        });
+        let done = Box::pin(done).await?;
+        let position = done.repeats.or(done.position).unwrap_or_default();
+        return written(context, key, position, done.repeats.is_some());
+    }
     match again.once() {
         None => {
             let position = map.view().append(update).await?;

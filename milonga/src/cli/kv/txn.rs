@@ -6,16 +6,18 @@ use std::path::Path;
 
 use bytes::Bytes;
 use milonga_client::Position;
+use milonga_client::object::lock::LockState;
 use milonga_client::object::map::Versioned;
 use milonga_client::object::{
-    Committed, Map, Objects, Once, Part, PlayError, TransactError, Transaction,
+    Committed, Map, Object, Objects, Once, Part, PlayError, TransactError, Transaction,
 };
 use serde::{Deserialize, Serialize};
 
 use super::pair::{Encoding, Pair, decode, encode};
-use super::{checked, conflict};
+use super::{Again, Fenced, checked, conflict};
 use crate::cli::Context;
-use crate::failure::{Failure, Outcome};
+use crate::cli::lock::Fence;
+use crate::failure::{Code, Failure, Outcome};
 
 /// What the file holds.
 #[derive(Debug, Deserialize)]
@@ -111,12 +113,63 @@ enum Did {
     Wrote(Bytes, Option<Bytes>),
 }
 
+/// Runs `body` if the lock is held by its fence.
+pub(super) async fn fenced<T>(
+    context: &Context,
+    map: &Map,
+    fence: &Fence,
+    once: Option<Once>,
+    mut body: impl FnMut(&mut Transaction<'_>) -> Result<T, PlayError>,
+) -> Outcome<Committed<T>> {
+    let objects = map.view().objects();
+    let lock = fence.open(objects).await?;
+    let mut transaction = objects.transaction();
+    if let Some(once) = once {
+        transaction = transaction.once(once);
+    }
+    let body = |txn: &mut Transaction<'_>| {
+        txn.fence(&lock, fence.fence);
+        body(txn)
+    };
+    match transaction.run(body).await {
+        Ok(done) => Ok(done),
+        Err(error) => Err(failed(context, error)?),
+    }
+}
+
+/// The failure that it ends with; of a conflict, what was in the way is printed.
+fn failed(context: &Context, error: TransactError<PlayError>) -> Outcome<Failure> {
+    Ok(match error {
+        TransactError::Conflict(abort) if abort.object.kind == LockState::KIND => {
+            let text = match abort.position {
+                Some(fence) => format!(
+                    "the lock is held by fence {fence} now; nothing was changed; acquire it again"
+                ),
+                None => "nobody holds the lock any more; nothing was changed; acquire it again"
+                    .to_owned(),
+            };
+            Failure::new(Code::Conflict, text)
+        }
+        TransactError::Conflict(abort) => {
+            let key = match &abort.part {
+                Part::Key(key) => encode(key).0,
+                Part::Whole | Part::Keys(_) => String::new(),
+            };
+            conflict(context, &key, abort.position)?.about(*abort)
+        }
+        TransactError::Body(error) | TransactError::Play(error) => error.into(),
+        TransactError::Update(error) => error.into(),
+        error @ TransactError::Undecided { .. } => Failure::new(Code::Unknown, error),
+    })
+}
+
 pub(super) async fn run(
     context: &Context,
     objects: &Objects,
     map: &str,
     file: &Path,
-    once: Option<Once>,
+    again: &Again,
+    fenced: &Fenced,
 ) -> Outcome {
     let asked = read(file)?;
     let wrong = |why: String| Failure::file(file, why);
@@ -135,11 +188,18 @@ pub(super) async fn run(
             done.push(maps.step(step).await?.map_err(wrong)?);
         }
     }
+    let lock = match &fenced.fence {
+        Some(fence) => Some((fence.open(objects).await?, fence.fence)),
+        None => None,
+    };
     let mut transaction = objects.transaction();
-    if let Some(once) = once {
+    if let Some(once) = again.once() {
         transaction = transaction.once(once);
     }
     let body = |txn: &mut Transaction<'_>| {
+        if let Some((lock, fence)) = &lock {
+            txn.fence(lock, *fence);
+        }
         let mut holds = true;
         for check in &checks {
             let found = txn.get_versioned(&check.map, &check.key)?;
@@ -152,18 +212,7 @@ pub(super) async fn run(
     };
     match transaction.run(body).await {
         Ok(committed) => show(context, committed),
-        Err(TransactError::Conflict(abort)) => {
-            let key = match &abort.part {
-                Part::Key(key) => encode(key).0,
-                Part::Whole | Part::Keys(_) => String::new(),
-            };
-            Err(conflict(context, &key, abort.position)?.about(abort.to_string()))
-        }
-        Err(TransactError::Body(error) | TransactError::Play(error)) => Err(error.into()),
-        Err(TransactError::Update(error)) => Err(error.into()),
-        Err(error @ TransactError::Undecided { .. }) => {
-            Err(Failure::new(crate::failure::Code::Unknown, error))
-        }
+        Err(error) => Err(failed(context, error)?),
     }
 }
 
