@@ -298,11 +298,11 @@ fn a_lock_is_held_by_one_and_its_fence_keeps_others_from_writing() {
     let newer = shown.done().out.trim().to_owned();
     assert_ne!(newer, fence);
     dev.run(&["kv", "put", "k", "late", "--fence", &fence])
-        .refused(4, &["nobody holds the lock"]);
+        .refused(4, &["not held by that fence"]);
     let again = acquire("c", "30s").done().json();
     let again = format!("l@{}", again["fence"]);
     let late = ["kv", "put", "k", "late", "--fence", &newer];
-    dev.run(&late).refused(4, &["held by fence"]);
+    dev.run(&late).refused(4, &["not held by that fence"]);
     dev.run(&["kv", "put", "k", "by c", "--fence", &again])
         .done();
     assert_eq!(dev.run(&["kv", "get", "k"]).done().out, "by c\n");

@@ -190,30 +190,21 @@ impl Playback {
 impl Reading {
     /// The next batch. A call that is dropped loses nothing.
     async fn next(&mut self, host: &Host) -> Batch {
-        loop {
-            match self {
-                Self::Here(together) => {
-                    let batch = together.next().await;
-                    if matches!(&batch, Ok(Some(found)) if found.len() >= LONG) {
-                        self.go_ahead(host);
-                    }
-                    return batch;
-                }
-                Self::Ahead(coming) => match coming.await {
-                    Ok((together, batch)) => {
-                        *self = Self::Here(together);
-                        if matches!(&batch, Ok(Some(_))) {
-                            self.go_ahead(host);
-                        }
-                        return batch;
-                    }
-                    Err(_) => {
-                        let why = "the task that was reading ahead is gone".to_owned();
-                        return Err(ReadError::Unavailable(Unavailable::Protocol { why }));
-                    }
-                },
+        let batch = match self {
+            Self::Here(together) => together.next().await,
+            Self::Ahead(coming) => {
+                let Ok((together, batch)) = coming.await else {
+                    let why = "the task that was reading ahead is gone".to_owned();
+                    return Err(ReadError::Unavailable(Unavailable::Protocol { why }));
+                };
+                *self = Self::Here(together);
+                batch
             }
+        };
+        if matches!(&batch, Ok(Some(found)) if found.len() >= LONG) {
+            self.go_ahead(host);
         }
+        batch
     }
 
     /// Has the batch after this one fetched by a task of its own, so that it comes while this one is applied.

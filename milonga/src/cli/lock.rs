@@ -39,7 +39,7 @@ pub(super) enum LockCommand {
     #[command(after_help = "Example:
   milonga lock show backup -o json")]
     Show { name: String },
-    /// Waits for a lock, runs a command while it is held, and gives it up. The command finds its fence in MILONGA_FENCE, as
+    /// Waits for a lock, runs a command while it is held, and gives it up. The command finds its fence in `MILONGA_FENCE`, as
     /// `--fence` takes it.
     #[command(after_help = "Example:
   milonga lock run backup -- ./backup.sh")]

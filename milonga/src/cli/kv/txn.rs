@@ -141,13 +141,12 @@ pub(super) async fn fenced<T>(
 fn failed(context: &Context, error: TransactError<PlayError>) -> Outcome<Failure> {
     Ok(match error {
         TransactError::Conflict(abort) if abort.object.kind == LockState::KIND => {
-            let text = match abort.position {
-                Some(fence) => format!(
-                    "the lock is held by fence {fence} now; nothing was changed; acquire it again"
-                ),
-                None => "nobody holds the lock any more; nothing was changed; acquire it again"
-                    .to_owned(),
-            };
+            let since = abort
+                .position
+                .map_or(String::new(), |at| format!(" since {at}"));
+            let text = format!(
+                "the lock is not held by that fence any more{since}; nothing was changed; acquire it again"
+            );
             Failure::new(Code::Conflict, text)
         }
         TransactError::Conflict(abort) => {
