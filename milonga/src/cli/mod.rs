@@ -128,7 +128,12 @@ enum Command {
     )]
     Cursor(cursor::CursorCommand),
     /// Locks: held by one at a time, with leases and fences.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  milonga lock run backup -- ./backup.sh
+  milonga lock show backup"
+    )]
     Lock(lock::LockCommand),
     /// Puts and gets keys of a replicated map.
     Kv(kv::Kv),
