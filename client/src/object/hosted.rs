@@ -108,11 +108,13 @@ impl<O: Object> Cell<O> {
         }
     }
 
-    /// A copy of `state`, to be played on from `from`.
-    pub(crate) fn copied(state: O, from: Position) -> Self {
-        Self {
+    /// An object in the place of this one, with `state` made of a copy of its state, to be played on from `from`.
+    pub(crate) fn copied<P: Object>(&self, state: P, from: Position) -> Cell<P> {
+        Cell {
             from,
-            ..Self::new(state)
+            changed: self.changed,
+            once: self.once.clone(),
+            ..Cell::new(state)
         }
     }
 

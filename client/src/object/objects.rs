@@ -231,17 +231,25 @@ impl Objects {
         self.join(Some(object)).await
     }
 
-    /// A copy of an object's state, and where to play it on from, if all that is in it lies below `position`.
-    pub(crate) fn copy_below<O: Object + Clone>(
+    /// A group apart that hosts what `made` makes of a copy of an object, if all that is in it lies below `position`.
+    pub(crate) fn apart_below<O: Object + Clone, P: Object>(
         &self,
         stream: StreamId,
         position: Position,
-    ) -> Option<(O, Position)> {
-        let world = self.world();
-        let cell = world.cell::<O>(stream)?;
-        let is_below = cell.stopped().is_none() && cell.changed? < position;
-        let behind = world.applied?.next();
-        is_below.then(|| (cell.state.clone(), behind.min(position)))
+        made: impl FnOnce(O) -> P,
+    ) -> Option<Group> {
+        let copy = {
+            let world = self.world();
+            let cell = world.cell::<O>(stream)?;
+            if cell.stopped().is_some() || cell.changed? >= position {
+                return None;
+            }
+            let behind = world.applied?.next();
+            cell.copied(made(cell.state.clone()), behind.min(position))
+        };
+        let mut group = Group::new(&self.shared.log, &self.shared.kinds, None);
+        group.host(stream, Box::new(copy));
+        Some(group)
     }
 
     /// A group apart that hosts an object as its newest snapshot that holds nothing at or above `limit` has it.
@@ -253,13 +261,6 @@ impl Objects {
         let mut group = Group::new(&self.shared.log, &self.shared.kinds, None);
         group.host_restored(stream, Kind::of::<O>(), limit).await?;
         Ok(group)
-    }
-
-    /// A group apart that hosts this object.
-    pub(crate) fn apart_with(&self, stream: StreamId, object: Box<dyn Hosted>) -> Group {
-        let mut group = Group::new(&self.shared.log, &self.shared.kinds, None);
-        group.host(stream, object);
-        group
     }
 
     /// Replays an object up to and including `position`; outcomes at `noted` are kept.

@@ -248,14 +248,23 @@ impl<'a> Transaction<'a> {
         if self.writes.is_empty() && self.writes.refused.is_none() {
             return None;
         }
-        let mut checks = match self.isolation {
-            Isolation::Serializable => self.others,
-            Isolation::Snapshot | Isolation::WriteWrite => vec![],
-        };
         let mut keys = self.keys;
-        let is_read = |number: u32, part: &Part, keys: &BTreeMap<(u32, Bytes), Seen>| match part {
-            Part::Key(key) => keys.contains_key(&(number, key.clone())),
-            Part::Whole | Part::Keys(_) => keys.keys().any(|(read, _)| *read == number),
+        let is_read = |number: u32, part: &Part| match part {
+            Part::Key(key) => {
+                let covers = |other: &Check| {
+                    other.object == number
+                        && match &other.part {
+                            Part::Whole => true,
+                            Part::Key(read) => read == key,
+                            Part::Keys(read) => read.contains(key),
+                        }
+                };
+                keys.contains_key(&(number, key.clone())) || self.others.iter().any(covers)
+            }
+            Part::Whole | Part::Keys(_) => {
+                keys.keys().any(|(read, _)| *read == number)
+                    || self.others.iter().any(|other| other.object == number)
+            }
         };
         let protected: Vec<(u32, Part, Seen)> = match self.isolation {
             Isolation::Serializable => vec![],
@@ -263,13 +272,17 @@ impl<'a> Transaction<'a> {
             Isolation::WriteWrite => {
                 let touched = self.touched.into_iter();
                 touched
-                    .filter(|(number, part, _)| is_read(*number, part, &keys))
+                    .filter(|(number, part, _)| is_read(*number, part))
                     .collect()
             }
         };
-        if self.isolation != Isolation::Serializable {
-            keys.clear();
-        }
+        let mut checks = match self.isolation {
+            Isolation::Serializable => self.others,
+            Isolation::Snapshot | Isolation::WriteWrite => {
+                keys.clear();
+                vec![]
+            }
+        };
         for (object, part, seen) in protected {
             match part {
                 Part::Key(key) => drop(keys.insert((object, key), seen)),

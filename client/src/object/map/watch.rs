@@ -8,7 +8,7 @@ use milonga_wire::Position;
 
 use super::{MapState, Outcome, Update};
 use crate::object::group::{Group, locked};
-use crate::object::hosted::{Cell, Hosted};
+use crate::object::hosted::Hosted;
 use crate::object::{
     ImageError, ImageReader, ImageWriter, Keys, Object, Part, PlayError, Seen, View,
 };
@@ -173,16 +173,12 @@ impl Watch {
 async fn begin(view: &View<MapState>, keys: &Keys, from: Position) -> Result<Group, PlayError> {
     let objects = view.objects();
     let (stream, wanted) = (view.stream(), Some((keys.clone(), from)));
-    let copy = objects.copy_below::<MapState>(stream, from);
-    let mut group = match copy {
-        Some((state, behind)) => {
-            let watched = Watched {
-                state,
-                wanted,
-                ..Watched::default()
-            };
-            return Ok(objects.apart_with(stream, Box::new(Cell::copied(watched, behind))));
-        }
+    let watched = |state: MapState| Watched {
+        state,
+        ..Watched::default()
+    };
+    let mut group = match objects.apart_below(stream, from, watched) {
+        Some(group) => group,
         None => objects.apart::<Watched>(stream, from).await?,
     };
     if let Some(cell) = locked(&group.world).cell_mut::<Watched>(stream) {

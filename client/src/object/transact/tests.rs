@@ -194,6 +194,25 @@ async fn no_update_is_lost_in_any_mode() {
     }
 }
 
+/// Found by `sim --scenario transactions` at seed 83: what a scan or a read of all brought was read, too.
+#[tokio::test(start_paused = true)]
+async fn what_was_scanned_and_written_is_protected_in_every_mode() {
+    for isolation in [
+        Isolation::Serializable,
+        Isolation::Snapshot,
+        Isolation::WriteWrite,
+    ] {
+        let cluster = Cluster::new(1, 2, 3);
+        let (objects, [map]) = process(&cluster, ["a"]);
+        let world = objects.join(None).await.map(|()| objects.world());
+        let mut txn = Transaction::new(world.as_ref().unwrap(), isolation);
+        txn.scan(&map, &Keys::all(), 10).unwrap();
+        txn.put(&map, "k", "1");
+        let (checks, _) = txn.finish().unwrap();
+        assert_eq!(checks.len(), 1, "{isolation:?}");
+    }
+}
+
 /// What a scan did not find is a part of what it read.
 #[tokio::test(start_paused = true)]
 async fn a_key_that_came_in_between_is_a_conflict_for_who_scanned() {
