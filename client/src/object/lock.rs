@@ -278,8 +278,8 @@ impl Lock {
         self.view.read(|state| state.holder.clone()).await
     }
 
-    /// Takes the lock if it is free, or if its holder has not renewed it for as long as its lease, which this call then waits
-    /// for. None if somebody holds it.
+    /// Takes the lock if it is free. None if somebody holds it, be it one that is gone: only who waits
+    /// ([`Lock::acquire`]) finds that out, and takes it then.
     ///
     /// # Errors
     /// [`LockError`].
@@ -338,8 +338,10 @@ impl Lock {
             match holder {
                 Some(holder) if holder.owner == asked.owner => {
                     let held = Held::new(self, holder.fence, lease, began);
-                    held.renew().await?;
-                    return Ok(held);
+                    // It was taken for gone before it noticed that its turn had come: then it asks again.
+                    if held.renew().await? {
+                        return Ok(held);
+                    }
                 }
                 // Somebody took this one for gone, or gave up in its name.
                 Some(_) | None if !waits => drop(self.view.update(&asked.update()).await?),

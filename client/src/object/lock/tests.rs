@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::object::transact::tests::process;
 use crate::object::{Map, TransactError, Transaction};
-use crate::testing::Cluster;
+use crate::testing::{Cluster, Fault, Gate};
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -132,6 +132,37 @@ async fn a_holder_that_was_followed_by_another_writes_nothing_any_more() {
     assert_eq!(elsewhere.get(b"k").await.unwrap().unwrap().value, "1");
     write(second.fence(), "2").await.unwrap();
     assert_eq!(elsewhere.get(b"k").await.unwrap().unwrap().value, "2");
+}
+
+/// Whose turn came and was taken for gone before it noticed does not hold the lock, and goes on waiting.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_was_over_before_it_was_noticed_is_not_taken() {
+    let cluster = Cluster::new(1, 2, 3);
+    let [one, other] = [lock(&cluster).await, lock(&cluster).await];
+    drop(one.try_acquire("dead", LEASE).await.unwrap().unwrap());
+    // It asks, it ends the turn of the dead one, it renews its own.
+    let gate = Gate::new();
+    let (mut tokens, held) = (0, gate.clone());
+    cluster.rule(move |to, request| {
+        tokens += usize::from(to.starts_with('q') && request.verb() == "take tokens");
+        (tokens == 3 && request.verb() == "take tokens").then(|| Fault::Hold(held.clone()))
+    });
+    let expiring = async {
+        gate.arrived().await;
+        let holder = other.holder().await.unwrap().unwrap();
+        assert_eq!(holder.owner, "x");
+        let (fence, renewed) = (holder.fence, holder.renewed);
+        let expire = Update::Expire { fence, renewed };
+        cluster.rule(|_, _| None);
+        other.view().append(&expire).await.unwrap();
+        gate.open();
+        fence
+    };
+    let (held, over) = Box::pin(join(one.acquire("x", LEASE), expiring)).await;
+    let held = held.unwrap();
+    assert!(held.fence() > over && held.is_held());
+    let holder = other.holder().await.unwrap().unwrap();
+    assert_eq!((holder.fence, &holder.owner[..]), (held.fence(), &b"x"[..]));
 }
 
 #[tokio::test(start_paused = true)]
