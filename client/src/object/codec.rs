@@ -4,6 +4,8 @@
 //! Whoever meets a version or a record that it does not know stops that object (O3): skipping it would leave this replica with
 //! another state than one that knows it.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use milonga_wire::limits::ENTRY_BYTES_MAX;
 use milonga_wire::{Position, StreamId};
@@ -231,6 +233,14 @@ impl Commit {
             ));
         }
         Ok(self)
+    }
+
+    /// What has to be at hand to decide it.
+    pub(crate) fn decided_by(&self) -> BTreeSet<&Named> {
+        let keeper = self.once.as_ref().and(self.writes.first());
+        let numbers = self.checks.iter().map(|check| check.object);
+        let numbers = numbers.chain(keeper.map(|write| write.object));
+        numbers.map(|number| self.object(number)).collect()
     }
 
     pub(crate) fn object(&self, number: u32) -> &Named {

@@ -111,7 +111,7 @@ impl Objects {
     fn directory(&self) -> View<DirectoryState> {
         let stream = StreamId::of_name(DirectoryState::KIND);
         let view: View<DirectoryState> = self.host(stream);
-        self.keep(view.named().clone());
+        self.keep(view.named());
         view
     }
 

@@ -254,7 +254,7 @@ impl Group {
         let entry = self.playback.log().read(of).await?;
         let commit = commit_in(&entry).ok_or_else(|| undecided("it is not readable".to_owned()))?;
         let mut shadow = Self::new(&self.log, &self.kinds, None);
-        for Named { stream, kind } in &commit.objects {
+        for Named { stream, kind } in commit.decided_by() {
             let known = locked(&self.kinds).get(kind.as_str()).copied();
             let unknown = || undecided(format!("this program knows no objects that are a {kind}"));
             let kind = known.ok_or_else(unknown)?;

@@ -42,13 +42,19 @@ struct Shared {
     /// Held by whoever leads a round.
     group: tokio::sync::Mutex<Group>,
     rounds: Mutex<Rounds>,
-    /// Opened, and not caught up yet.
-    opened: Mutex<BTreeMap<Named, Kind>>,
     /// Held while some catch up.
     joining: tokio::sync::Mutex<()>,
-    /// How many views there are of each object: one that nobody has a view of is not played any more.
-    views: Mutex<BTreeMap<Named, usize>>,
-    kept: Mutex<BTreeSet<Named>>,
+    /// To be taken before `world`, by whoever needs both.
+    views: Mutex<Views>,
+}
+
+/// Who is interested in what. An object that nobody has a view of is not played any more.
+#[derive(Default)]
+struct Views {
+    count: BTreeMap<Named, usize>,
+    /// Of those, the ones that have not caught up: all others are in the world.
+    behind: BTreeMap<Named, Kind>,
+    kept: BTreeSet<Named>,
 }
 
 /// Which rounds have been.
@@ -82,10 +88,8 @@ impl Objects {
             world: Arc::clone(&group.world),
             group: tokio::sync::Mutex::new(group),
             rounds: Mutex::default(),
-            opened: Mutex::default(),
             joining: tokio::sync::Mutex::default(),
             views: Mutex::default(),
-            kept: Mutex::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -100,21 +104,15 @@ impl Objects {
     /// Hosts the object of type `O` that `stream` feeds, whatever its name. Opening it again gives the same one. Objects of
     /// several types may be fed by one stream, if they have the same updates: a second index over one history.
     pub fn host<O: Object>(&self, stream: StreamId) -> View<O> {
-        let kind = Kind::of::<O>();
-        let view = View::new(self, stream);
-        locked(&self.shared.kinds).insert(O::KIND, kind);
-        let is_played = self.world().object(view.named()).is_some();
-        if !is_played {
-            locked(&self.shared.opened).insert(view.named().clone(), kind);
-        }
-        view
+        locked(&self.shared.kinds).insert(O::KIND, Kind::of::<O>());
+        View::new(self, stream)
     }
 
-    /// Plays `object` for as long as there are objects, whether there are views of it or not.
-    pub(super) fn keep(&self, object: Named) {
-        let is_new = locked(&self.shared.kept).insert(object.clone());
-        if is_new {
-            self.viewed(&object);
+    /// Plays `object`, of which there is a view, for as long as there are objects.
+    pub(super) fn keep(&self, object: &Named) {
+        let mut views = locked(&self.shared.views);
+        if views.kept.insert(object.clone()) {
+            *views.count.entry(object.clone()).or_default() += 1;
         }
     }
 
@@ -168,7 +166,7 @@ impl Objects {
     /// Lets those objects catch up that were opened, the one named or all, and that have not yet. They are played from their
     /// newest snapshots on, all together, while those that have caught up go on.
     pub(crate) async fn join(&self, which: Option<&Named>) -> Result<(), PlayError> {
-        if self.opened(which).is_empty() {
+        if self.behind(which).is_empty() {
             return Ok(());
         }
         Box::pin(self.join_now(which)).await
@@ -177,12 +175,12 @@ impl Objects {
     async fn join_now(&self, which: Option<&Named>) -> Result<(), PlayError> {
         let shared = &self.shared;
         let _alone = shared.joining.lock().await;
-        let opened = self.opened(which);
-        if opened.is_empty() {
+        let behind = self.behind(which);
+        if behind.is_empty() {
             return Ok(());
         }
         let mut newcomers = Group::new(&shared.log, &shared.kinds, Some(shared.log.session()));
-        for (object, kind) in &opened {
+        for (object, kind) in &behind {
             newcomers
                 .host_restored(object.stream, *kind, Position(u64::MAX))
                 .await?;
@@ -193,42 +191,50 @@ impl Objects {
         let mut group = shared.group.lock().await;
         let end = self.play(&mut group).await?;
         newcomers.play(&end).await?;
+        let mut views = locked(&shared.views);
         group.absorb(newcomers);
-        for (object, _) in &opened {
-            locked(&shared.opened).remove(object);
-            let is_viewed = locked(&shared.views).contains_key(object);
-            if !is_viewed {
+        for object in behind.keys() {
+            views.behind.remove(object);
+            if !views.count.contains_key(object) {
                 self.world().remove(object);
             }
         }
         Ok(())
     }
 
-    /// What was opened and has not caught up: this one, or all.
-    fn opened(&self, which: Option<&Named>) -> Vec<(Named, Kind)> {
-        let opened = locked(&self.shared.opened);
+    /// What has views and has not caught up: this one, or all.
+    fn behind(&self, which: Option<&Named>) -> BTreeMap<Named, Kind> {
+        let views = locked(&self.shared.views);
         match which {
-            Some(object) => opened
-                .get_key_value(object)
-                .map(|(named, kind)| (named.clone(), *kind))
-                .into_iter()
-                .collect(),
-            None => opened
-                .iter()
-                .map(|(named, kind)| (named.clone(), *kind))
-                .collect(),
+            Some(object) => {
+                let found = views.behind.get_key_value(object);
+                found
+                    .map(|(named, kind)| (named.clone(), *kind))
+                    .into_iter()
+                    .collect()
+            }
+            None => views.behind.clone(),
         }
     }
 
-    /// Lets `object` catch up anew, from a snapshot: what it missed was trimmed.
-    pub(crate) async fn reload(&self, object: &Named) -> Result<(), PlayError> {
-        let kind = locked(&self.shared.kinds)
-            .get(object.kind.as_str())
-            .copied();
-        if let Some(kind) = kind {
-            locked(&self.shared.opened).insert(object.clone(), kind);
-        }
-        self.join(Some(object)).await
+    /// Lets those catch up anew, from snapshots, that stopped because what they missed was trimmed: this one, or all. False if
+    /// there are none.
+    pub(crate) async fn reload(&self, which: Option<&Named>) -> Result<bool, PlayError> {
+        let is_any = {
+            let mut views = locked(&self.shared.views);
+            let (world, kinds) = (self.world(), locked(&self.shared.kinds));
+            let asked = |object: &&Named| which.is_none_or(|which| which == *object);
+            let all = views.count.keys().filter(asked);
+            let trimmed = all.filter(|object| world.is_trimmed(object));
+            let trimmed: Vec<_> = trimmed
+                .filter_map(|object| Some((object.clone(), *kinds.get(object.kind.as_str())?)))
+                .collect();
+            let is_any = !trimmed.is_empty();
+            views.behind.extend(trimmed);
+            is_any
+        };
+        self.join(which).await?;
+        Ok(is_any)
     }
 
     /// A group apart that hosts what `made` makes of a copy of an object, if all that is in it lies below `position`.
@@ -244,7 +250,7 @@ impl Objects {
             if cell.stopped().is_some() || cell.changed? >= position {
                 return None;
             }
-            let behind = world.applied?.next();
+            let behind = world.behind(cell);
             cell.copied(made(cell.state.clone()), behind.min(position))
         };
         let mut group = Group::new(&self.shared.log, &self.shared.kinds, None);
@@ -295,25 +301,27 @@ impl Objects {
         locked(&self.shared.world)
     }
 
-    /// One more view of `object`, or one less.
-    pub(super) fn viewed(&self, object: &Named) {
-        *locked(&self.shared.views)
-            .entry(object.clone())
-            .or_default() += 1;
+    /// There is one more view of `object`.
+    pub(super) fn viewed(&self, object: &Named, kind: Kind) {
+        let mut views = locked(&self.shared.views);
+        let count = views.count.entry(object.clone()).or_default();
+        *count += 1;
+        if *count == 1 {
+            views.behind.insert(object.clone(), kind);
+        }
     }
 
+    /// There is one less.
     pub(super) fn not_viewed(&self, object: &Named) {
         let mut views = locked(&self.shared.views);
-        if let Some(count) = views.get_mut(object) {
+        if let Some(count) = views.count.get_mut(object) {
             *count -= 1;
-            if *count > 0 {
-                return;
+            if *count == 0 {
+                views.count.remove(object);
+                views.behind.remove(object);
+                self.world().remove(object);
             }
-            views.remove(object);
         }
-        drop(views);
-        locked(&self.shared.opened).remove(object);
-        self.world().remove(object);
     }
 }
 

@@ -110,11 +110,11 @@ pub(crate) async fn newest(
         stream,
         kind: kind.name.to_owned(),
     };
-    let mut manifests = manifests(log, &object).await?;
-    while let Some((position, manifest)) = manifests.pop_last() {
-        if manifest.as_of > limit {
-            continue;
-        }
+    let manifests = manifests(log, &object).await?.into_iter();
+    let mut usable: Vec<_> = manifests.filter(|(_, it)| it.as_of <= limit).collect();
+    // The one that holds most first: a slow writer's manifest may lie behind those of later ones.
+    usable.sort_unstable_by_key(|(position, it)| std::cmp::Reverse((it.as_of, *position)));
+    for (position, manifest) in usable {
         match read(log, position, &manifest).await? {
             Some(image) => {
                 let restored = (kind.restored)(manifest.as_of, image);

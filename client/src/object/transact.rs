@@ -188,7 +188,15 @@ impl Transact {
                 Isolation::WriteWrite => self.objects.join(None).await,
             };
             synced.map_err(TransactError::Play)?;
-            let (value, attempt) = self.attempt(&mut body)?;
+            let mut attempt = self.attempt(&mut body);
+            // It may have failed because what an object missed was trimmed: then that starts again from a snapshot.
+            if matches!(attempt, Err(TransactError::Body(_))) {
+                let reloaded = self.objects.reload(None).await;
+                if reloaded.map_err(TransactError::Play)? {
+                    attempt = self.attempt(&mut body);
+                }
+            }
+            let (value, attempt) = attempt?;
             let Some(attempt) = attempt else {
                 return Ok(Committed {
                     value,

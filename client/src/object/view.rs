@@ -10,7 +10,7 @@ use milonga_wire::{Position, StreamId};
 use super::Object;
 use super::codec::{self, Named, Once};
 use super::error::{AtError, DecideError, PlayError, UpdateError};
-use super::hosted::{Applied, Hosted, Stopped};
+use super::hosted::{Applied, Hosted, Kind, Stopped};
 use super::objects::{Objects, named};
 use super::once::ONCE_BYTES_MAX;
 use super::snapshot::{self, Snapshot};
@@ -45,7 +45,7 @@ impl Drop for Handle {
 impl<O: Object> View<O> {
     pub(super) fn new(objects: &Objects, stream: StreamId) -> Self {
         let object = named::<O>(stream);
-        objects.viewed(&object);
+        objects.viewed(&object, Kind::of::<O>());
         let handle = Handle {
             objects: objects.clone(),
             object,
@@ -95,7 +95,7 @@ impl<O: Object> View<O> {
         match self.stopped() {
             None => Ok(()),
             Some(Stopped::Trimmed(_)) => {
-                self.objects().reload(self.named()).await?;
+                self.objects().reload(Some(self.named())).await?;
                 self.stopped().map_or(Ok(()), |stopped| Err(stopped.into()))
             }
             Some(stopped @ Stopped::Operation(..)) => Err(stopped.into()),
@@ -118,7 +118,8 @@ impl<O: Object> View<O> {
     /// [`PlayError`].
     pub async fn read<T>(&self, read: impl FnOnce(&O) -> T) -> Result<T, PlayError> {
         self.sync().await?;
-        Ok(self.read_stale(read))
+        let world = self.objects().world();
+        Ok(read(&world.playable::<O>(self.named())?.state))
     }
 
     /// Reads the state as this copy has it now, however old: nothing is asked of any server. Before the first
@@ -258,9 +259,8 @@ impl<O: Object> View<O> {
         self.sync().await?;
         let (as_of, image) = {
             let world = self.objects().world();
-            let as_of = world.applied.map_or(Position::FIRST, Position::next);
-            let object = world.object(self.named());
-            (as_of, object.map(Hosted::snapshot).unwrap_or_default())
+            let cell = world.playable::<O>(self.named())?;
+            (world.behind(cell), cell.snapshot())
         };
         let written = snapshot::write(self.log(), self.named().clone(), as_of, image).await;
         Ok(written?)

@@ -90,10 +90,23 @@ impl World {
         all.map(move |(stream, objects)| (*stream, from(objects).unwrap_or(Position::FIRST)))
     }
 
+    /// Everything below this position is in `object`, and nothing at or above it.
+    pub(crate) fn behind(&self, object: &dyn Hosted) -> Position {
+        let applied = self.applied.map_or(Position::FIRST, Position::next);
+        // A snapshot holds more than what was applied here, if nothing of any object came after it.
+        applied.max(object.from())
+    }
+
     pub(crate) fn object(&self, named: &Named) -> Option<&dyn Hosted> {
         let all = self.hosted.get(&named.stream)?;
         let mut all = all.iter().filter(|object| object.kind() == named.kind);
         all.next().map(|object| &**object)
+    }
+
+    /// Whether `object` cannot be played on because what it missed was trimmed.
+    pub(crate) fn is_trimmed(&self, object: &Named) -> bool {
+        let stopped = self.object(object).and_then(Hosted::stopped);
+        matches!(stopped, Some(Stopped::Trimmed(_)))
     }
 
     /// The object, if it can be played on.
@@ -326,9 +339,9 @@ impl World {
                         object.stop(Stopped::Operation(position, why));
                     }
                 }
+                // By all that the stream feeds, or what one of them takes for repeated another would not.
                 if number == 0
                     && let Some(once) = &commit.once
-                    && object.kind() == named_object.kind
                 {
                     object.note_once(position, once);
                 }

@@ -1,11 +1,15 @@
 //! Snapshots, on a cluster in memory.
 
 use bytes::Bytes;
-use milonga_wire::{Position, Role};
+use milonga_wire::{Position, Role, StreamId};
 
+use super::write;
+use crate::object::counter::CounterState;
+use crate::object::counter::Update::Add;
+use crate::object::hosted::Hosted;
 use crate::object::map::Update;
 use crate::object::transact::tests::{move_one, process, text, value};
-use crate::object::{Keys, Once, PlayError, Writes};
+use crate::object::{Keys, Objects, Once, PlayError, Writes};
 use crate::testing::Cluster;
 
 /// A snapshot and what follows it is the same as the whole history: for who starts from it, with and without a trim, and for the
@@ -152,4 +156,73 @@ async fn a_view_that_missed_what_was_trimmed_starts_again_from_a_snapshot() {
     assert_eq!(value(&slow, "k").await, 10);
     assert_eq!(quiet.get_stale(b"k").unwrap().value, "v");
     assert_eq!(quiet.get(b"k").await.unwrap().unwrap().value, "v");
+}
+
+/// Who starts from a snapshot and writes another, or watches, before anything new came has no less than the snapshot.
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_came_from_a_snapshot_stands_where_that_does() {
+    let cluster = Cluster::new(2, 2, 3);
+    let (objects, [quiet, map]) = process(&cluster, ["quiet", "a"]);
+    let stream = StreamId::of_name("counter");
+    let counter = objects.host::<CounterState>(stream);
+    quiet.put("k", "v").await.unwrap();
+    counter.append(&Add(5)).await.unwrap();
+    let put = map.put("k", "1").await.unwrap();
+    let earlier = counter.snapshot().await.unwrap();
+    map.view().snapshot().await.unwrap();
+
+    let (objects, [_quiet, map]) = process(&cluster, ["quiet", "a"]);
+    let counter = objects.host::<CounterState>(stream);
+    let again = counter.snapshot().await.unwrap();
+    assert!(again.as_of >= earlier.as_of, "{again:?} {earlier:?}");
+    let late = Objects::new(&cluster.client(Role::Writer));
+    let counter = late.host::<CounterState>(stream);
+    assert_eq!(counter.read(|state| state.value()).await.unwrap(), 5);
+
+    assert_eq!(value(&map, "k").await, 1);
+    let mut watch = map.watch(Keys::all(), put.next());
+    assert_eq!(watch.next_ready().await.unwrap(), None);
+}
+
+/// Of several snapshots the one that holds most is used, though one that holds less was finished later.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_was_written_slowly_hides_no_newer_one() {
+    let cluster = Cluster::new(2, 2, 3);
+    let (objects, [map]) = process(&cluster, ["a"]);
+    map.put("k", "1").await.unwrap();
+    map.view().sync().await.unwrap();
+    let (as_of, image) = {
+        let world = objects.world();
+        let object = world.object(map.view().named()).unwrap();
+        (world.behind(object), object.snapshot())
+    };
+    map.put("k", "2").await.unwrap();
+    let newer = map.view().snapshot().await.unwrap();
+    cluster
+        .client(Role::Control)
+        .trim(newer.needs)
+        .await
+        .unwrap();
+    let slow = write(map.view().log(), map.view().named().clone(), as_of, image).await;
+    assert!(slow.unwrap().manifest > newer.manifest);
+
+    let (_, [late]) = process(&cluster, ["a"]);
+    assert_eq!(value(&late, "k").await, 2);
+}
+
+/// A transaction starts again from a snapshot, as a read does.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_over_what_missed_a_trim_starts_again_from_a_snapshot() {
+    let cluster = Cluster::new(2, 2, 3);
+    let (_, [map]) = process(&cluster, ["a"]);
+    let (slow, [late, other]) = process(&cluster, ["a", "b"]);
+    map.put("x", "1").await.unwrap();
+    slow.sync().await.unwrap();
+    map.put("x", "2").await.unwrap();
+    let snapshot = map.view().snapshot().await.unwrap();
+    let control = cluster.client(Role::Control);
+    control.trim(snapshot.needs).await.unwrap();
+
+    move_one(&slow, [&late, &other], "x").await;
+    assert_eq!((value(&map, "x").await, value(&other, "x").await), (1, 1));
 }
