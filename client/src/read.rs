@@ -273,12 +273,12 @@ impl Log {
         if waited_for.is_empty() {
             // One wait for all of them, in which they are looked at again and again: most are written within a moment.
             let wait = self.hole_wait();
-            metrics::histogram!("milonga_client_hole_wait_seconds").record(wait.as_secs_f64());
             *waiting = Waiting {
                 holes,
                 until: Some(clock.now().plus(wait)),
                 pause: wait / LOOKS,
                 slept: false,
+                waited: Duration::ZERO,
             };
         } else {
             waiting.holes = waited_for;
@@ -286,7 +286,9 @@ impl Log {
         let now = clock.now();
         match waiting.until.filter(|until| now < *until) {
             Some(until) => {
-                clock.sleep(waiting.pause.min(until.since(now))).await;
+                let pause = waiting.pause.min(until.since(now));
+                clock.sleep(pause).await;
+                waiting.waited += pause;
                 waiting.pause *= 2;
                 waiting.slept = true;
             }
@@ -391,6 +393,16 @@ struct Waiting {
     pause: Duration,
     /// Whether the last try ended with a pause.
     slept: bool,
+    waited: Duration,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if !self.waited.is_zero() {
+            let waited = metrics::histogram!("milonga_client_hole_wait_seconds");
+            waited.record(self.waited.as_secs_f64());
+        }
+    }
 }
 
 fn spans_of(positions: &[Position]) -> Vec<Span> {

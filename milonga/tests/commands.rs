@@ -171,6 +171,7 @@ fn a_transaction_does_one_branch_in_all_maps() {
         "if": [{"key": "stock", "value": "1"}, {"key": "closed", "absent": true}],
         "then": [
             {"put": {"key": "stock", "value": "0"}},
+            {"get": {"key": "stock"}},
             {"put": {"key": "7", "value": "/w==", "encoding": "base64", "map": "orders"}},
         ],
         "else": [{"get": {"key": "stock"}}, {"get": {"key": "closed"}}],
@@ -184,6 +185,12 @@ fn a_transaction_does_one_branch_in_all_maps() {
     assert_eq!(
         (&done["succeeded"], &done["attempts"]),
         (&true.into(), &1.into())
+    );
+    // It reads what it has written itself, at its own position.
+    let own = &done["results"][1];
+    assert_eq!(
+        (&own["value"], &own["position"]),
+        (&"0".into(), &done["position"])
     );
     let ordered = dev
         .run(&["kv", "get", "7", "--map", "orders", "-o", "json"])

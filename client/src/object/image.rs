@@ -63,7 +63,7 @@ pub struct ImageReader {
 /// A snapshot does not hold what this program expects: a newer one wrote it, or other code of the object.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "a snapshot that this program cannot read ({why}); use a newer one, or replay the log without it"
+    "a snapshot that this program cannot read ({why}); use the program that wrote it, or a newer one"
 )]
 pub struct ImageError {
     /// What is wrong.

@@ -8,9 +8,9 @@
 //! Whether somebody holds a lock is decided by the log alone. But who holds it cannot know at every moment that it still does: what
 //! must not be done by two at once is done by transactions that check the fence ([`super::Transaction::fence`]).
 //!
-//! - K1 At every position at most one owner holds a lock, and its fence is the position at which it came to hold it.
-//! - K2 A holder that renewed is not expired by who did not see the renewal.
-//! - K3 Who waits gets its turn in the order in which it came, and holds the lock by the lease that it asked for.
+//! - J1 At every position at most one owner holds a lock, and its fence is the position at which it came to hold it.
+//! - J2 A holder that renewed is not expired by who did not see the renewal.
+//! - J3 Who waits gets its turn in the order in which it came, and holds the lock by the lease that it asked for.
 //!
 //! Source: Burrows, *The Chubby lock service* (OSDI '06), "Locks and sequencers", for fences; Tango (SOSP '13) for the rest.
 
@@ -189,7 +189,7 @@ impl Object for LockState {
                 }
             }
             Update::Expire { fence, renewed } => {
-                // K2.
+                // J2.
                 let holder = self.holder.as_ref();
                 if holder.is_some_and(|holder| (holder.fence, holder.renewed) == (fence, renewed)) {
                     self.pass_on(position);

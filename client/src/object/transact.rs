@@ -113,8 +113,8 @@ pub struct Transact {
 impl Objects {
     /// Runs `body` as a transaction: serializable, tried again until it takes place or the client's deadline has passed.
     ///
-    /// The body reads and writes any objects that are open here. It runs under the lock that readers take, so it must be short
-    /// and must not wait; and it may run more than once, so it must do nothing else that counts. If it returns an error, nothing
+    /// The body reads and writes any objects that are open here. It runs under the lock that readers take, so it must be short,
+    /// must not wait, and must neither drop objects nor use them but through its [`Transaction`]; and it may run more than once, so it must do nothing else that counts. If it returns an error, nothing
     /// is done.
     ///
     /// # Errors

@@ -112,7 +112,8 @@ impl<O: Object> View<O> {
 
     /// Reads the state as it is once everything acknowledged before this call is in it.
     ///
-    /// `read` runs under a lock: it must be short.
+    /// `read` runs under the lock of all [`Objects`]: it must be short, and must neither use nor drop objects or views of them, or it
+    /// waits for itself.
     ///
     /// # Errors
     /// [`PlayError`].

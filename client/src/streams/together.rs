@@ -68,8 +68,8 @@ struct Lane {
 impl Together {
     /// Everything of the streams that are wanted below `end`. Nothing is asked yet.
     pub(crate) fn new(log: &Log, wanted: Vec<Wanted>, end: Position) -> Self {
-        let (news, rest): (Vec<_>, Vec<_>) = wanted.into_iter().partition(Wanted::has_news);
-        drop(rest);
+        let mut news = wanted;
+        news.retain(Wanted::has_news);
         let from = news.iter().map(|wanted| wanted.from).min();
         let span = Span::new(from.unwrap_or(end), end);
         let way =

@@ -16,7 +16,7 @@ async fn lock(cluster: &Cluster) -> Lock {
     Lock::open(&objects, "l").await.unwrap()
 }
 
-/// K1.
+/// J1.
 #[tokio::test(start_paused = true)]
 async fn of_many_one_holds_a_lock_until_it_gives_it_up() {
     let cluster = Cluster::new(1, 2, 3);
@@ -57,7 +57,7 @@ async fn of_many_one_holds_a_lock_until_it_gives_it_up() {
     assert!(second.is_held() && second.fence() > again.fence());
 }
 
-/// K2, K3: who dies is followed by those who wait, in their order, and no sooner than its lease is over.
+/// J2, J3: who dies is followed by those who wait, in their order, and no sooner than its lease is over.
 #[tokio::test(start_paused = true)]
 async fn who_does_not_renew_is_followed_by_the_next_in_line() {
     let cluster = Cluster::new(1, 2, 3);
@@ -189,7 +189,7 @@ fn update() -> impl Strategy<Value = Update> {
 }
 
 proptest! {
-    /// K1 to K3, whatever is appended: fences rise, a renewed holder is not expired, and nobody holds and waits at once.
+    /// J1 to J3, whatever is appended: fences rise, a renewed holder is not expired, and nobody holds and waits at once.
     #[test]
     fn fences_rise_and_turns_are_kept(updates in prop::collection::vec(update(), 0..60)) {
         let mut state = LockState::default();

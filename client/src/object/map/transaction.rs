@@ -11,11 +11,16 @@ impl Transaction<'_> {
     /// # Errors
     /// [`PlayError`] if the map cannot be played on.
     pub fn get(&mut self, map: &Map, key: &[u8]) -> Result<Option<Bytes>, PlayError> {
-        let own = self.own.get(&map.view().stream());
-        if let Some(written) = own.and_then(|own| own.get(key)) {
-            return Ok(written.clone());
+        match self.written(map, key) {
+            Some(written) => Ok(written.cloned()),
+            None => Ok(self.get_versioned(map, key)?.map(|found| found.value)),
         }
-        Ok(self.get_versioned(map, key)?.map(|found| found.value))
+    }
+
+    /// What this transaction has written to `key`, none for a removal; nothing if it has not written it. That is not a read.
+    pub fn written(&self, map: &Map, key: &[u8]) -> Option<Option<&Bytes>> {
+        let own = self.own.get(&map.view().stream())?;
+        own.get(key).map(Option::as_ref)
     }
 
     /// The value of `key` and the position of its last write, as they were before this transaction.

@@ -6,7 +6,6 @@ use milonga_wire::{Position, Role, StreamId};
 use super::write;
 use crate::object::counter::CounterState;
 use crate::object::counter::Update::Add;
-use crate::object::hosted::Hosted;
 use crate::object::map::Update;
 use crate::object::transact::tests::{move_one, process, text, value};
 use crate::object::{Keys, Objects, Once, PlayError, Writes};

@@ -316,15 +316,10 @@ impl Do {
                 txn.put(map, key.clone(), value.clone());
                 Did::Wrote(key.clone(), Some(value.clone()))
             }
-            Self::Get(map, key) => {
-                let value = txn.get(map, key)?;
-                let version = txn.get_versioned(map, key)?.map(|found| found.version);
-                let found = value.map(|value| Versioned {
-                    value,
-                    version: version.unwrap_or_default(),
-                });
-                Did::Found(key.clone(), found)
-            }
+            Self::Get(map, key) => match txn.written(map, key) {
+                Some(own) => Did::Wrote(key.clone(), own.cloned()),
+                None => Did::Found(key.clone(), txn.get_versioned(map, key)?),
+            },
             Self::Delete(map, key) => {
                 txn.delete(map, key.clone());
                 Did::Wrote(key.clone(), None)
