@@ -3,5 +3,6 @@
 pub mod history;
 pub mod invariants;
 pub mod model;
+pub mod object_history;
 pub mod scenarios;
 pub mod sim;

@@ -15,6 +15,8 @@
 //! - I13 A unit that left every chain does not come back as who it was ([`layouts`]).
 //! - I14 Who is listed for a closed range holds all of it (`scenarios/inspection.rs`, when all is quiet and healed; P6).
 //!
+//! Of objects, [`objects`] holds what clients were told against all changes that a replay found.
+//!
 //! They judge by real time: an operation that was asked after another was told has to see it. What is open binds nobody.
 
 pub mod agreement;
@@ -22,6 +24,7 @@ pub mod durability;
 pub mod end;
 pub mod exactly_once;
 pub mod layouts;
+pub mod objects;
 pub mod order;
 pub mod replicas;
 pub mod settled;

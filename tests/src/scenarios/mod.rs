@@ -10,15 +10,17 @@ pub mod echo;
 pub mod inspection;
 pub mod keeper;
 pub mod lost_unit;
+pub mod map_client;
 pub mod records;
 pub mod replaced_sequencer;
 pub mod restarted_sequencer;
+pub mod transactions;
 pub mod workload;
 
 use crate::sim::Scenario;
 
 /// Every scenario by its name.
-pub const ALL: [(&str, Scenario); 8] = [
+pub const ALL: [(&str, Scenario); 9] = [
     ("echo", echo::play),
     ("append_read_seal_crash", append_read_seal_crash::play),
     ("replaced_sequencer", replaced_sequencer::play),
@@ -27,6 +29,7 @@ pub const ALL: [(&str, Scenario); 8] = [
     ("duelling_proposers", duelling_proposers::play),
     ("cut_client", cut_client::play),
     ("changed_by_hand", changed_by_hand::play),
+    ("transactions", transactions::play),
 ];
 
 /// The scenario of that name.

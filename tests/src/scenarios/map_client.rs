@@ -1,0 +1,570 @@
+//! A client process with maps, in several loops at once: writes, reads, transactions, snapshots and watches, all written down.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use milonga_client::object::map::{Cas, Expect, MapState, Update, Versioned, Watch};
+use milonga_client::object::{
+    Applied, AtError, Committed, DecideError, Isolation, Keys, Map, ONCE_LIVES, Objects, Once,
+    PlayError, SnapshotError, TransactError, Transaction, UpdateError, Writes,
+};
+use milonga_client::{Log, Options, Resumed};
+use milonga_host::{BoxFuture, Host, Random, Service};
+use milonga_wire::{Address, Caller, Position, Role, ServerName, StreamId};
+
+use super::workload::NoService;
+use crate::object_history::{Asked, Change, Contents, Found, History, Key, Mode, Reads, Told};
+use crate::sim::faults::pick;
+use crate::sim::{Machine, World};
+
+/// How many maps there are.
+pub const MAPS: u64 = 3;
+/// How many keys each has.
+const KEYS: u64 = 5;
+/// For how long clients use the same idempotency keys.
+const ONCE_WINDOW_US: u64 = 400_000;
+
+/// What all client processes of a run share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The world.
+    pub world: World,
+    /// What they were told.
+    pub history: History,
+    /// Where the layout servers listen.
+    pub layout: Vec<Address>,
+    /// They stop before their next operation.
+    pub stop: Arc<AtomicBool>,
+    /// Numbers client processes.
+    pub processes: Arc<AtomicU64>,
+    /// The last process of each machine.
+    pub replicas: Arc<Mutex<BTreeMap<String, Replica>>>,
+}
+
+/// The maps that a process hosts.
+#[derive(Clone)]
+pub struct Replica {
+    objects: Objects,
+    /// By number.
+    pub maps: BTreeMap<u64, Map>,
+}
+
+impl Replica {
+    /// Hosts these maps.
+    pub fn new(log: &Log, maps: impl IntoIterator<Item = u64>) -> Self {
+        let objects = Objects::new(log);
+        let host = |number: u64| {
+            let stream = StreamId::of_name(&format!("map {number}"));
+            (number, Map::of(objects.host::<MapState>(stream)))
+        };
+        let maps = maps.into_iter().map(host).collect();
+        Self { objects, maps }
+    }
+}
+
+/// One client's machine.
+pub struct MapMachine {
+    /// What it does.
+    pub shared: Shared,
+    /// Its name.
+    pub name: ServerName,
+    /// Its role.
+    pub role: Role,
+}
+
+impl Machine for MapMachine {
+    fn start(&self, host: Host) -> BoxFuture<'_, Result<Arc<dyn Service>, String>> {
+        let shared = &self.shared;
+        let process = shared.processes.fetch_add(1, Ordering::Relaxed);
+        let caller = Caller {
+            cluster: shared.world.cluster(),
+            role: self.role,
+            name: self.name.clone(),
+        };
+        let random = shared.world.random(&format!("map process {process}"));
+        let options = Options {
+            deadline: Duration::from_secs(*pick(&random, &[2, 5, 20])),
+            call: Duration::from_millis(*pick(&random, &[200, 1_000])),
+            mend: random.below(4) > 0,
+            hole_wait_max: Duration::from_millis(*pick(&random, &[20, 500])),
+            ..Options::default()
+        };
+        let tasks = host.tasks.clone();
+        let log = Log::new(host, caller, shared.layout.clone(), options);
+        let first = random.below(MAPS);
+        let hosted = *pick(&random, &[1, 2, MAPS, MAPS]);
+        let replica = Replica::new(&log, (0..hosted).map(|more| (first + more) % MAPS));
+        shared
+            .replicas
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(self.name.to_string(), replica.clone());
+        for number in 0..=random.below(3) {
+            let client = MapClient {
+                shared: shared.clone(),
+                process,
+                replica: replica.clone(),
+                random: shared.world.random(&format!("map loop {process} {number}")),
+                pause: Duration::from_millis(*pick(&random, &[1, 20, 100])),
+            };
+            tasks.spawn(client.run());
+        }
+        Box::pin(std::future::ready(Ok(
+            Arc::new(NoService) as Arc<dyn Service>
+        )))
+    }
+
+    fn crashed(&self, _: &Random) {}
+}
+
+/// One loop of a client process.
+struct MapClient {
+    shared: Shared,
+    process: u64,
+    replica: Replica,
+    random: Random,
+    pause: Duration,
+}
+
+/// A key as a map has it.
+fn bytes_of(number: u64) -> Bytes {
+    Bytes::from(number.to_string())
+}
+
+fn number_of(bytes: &[u8]) -> u64 {
+    let text = std::str::from_utf8(bytes).ok();
+    // Nobody writes that value, so a damaged one is found.
+    text.and_then(|text| text.parse().ok()).unwrap_or(u64::MAX)
+}
+
+fn found_of(found: Option<&Versioned>) -> Found {
+    found.map(|found| (number_of(&found.value), found.version))
+}
+
+/// All that a map holds.
+pub fn contents_of(state: &MapState) -> Contents {
+    let page = state.scan(&Keys::all(), usize::MAX);
+    let entries = page.entries.iter();
+    entries
+        .map(|(key, found)| (number_of(key), (number_of(&found.value), found.version)))
+        .collect()
+}
+
+/// What a scan of all keys says of each.
+fn reads_of(map: u64, contents: &Contents) -> Reads {
+    (0..KEYS)
+        .map(|key| ((map, key), contents.get(&key).copied()))
+        .collect()
+}
+
+/// A change as a watch told it.
+pub fn change_of(map: u64, change: &milonga_client::object::map::Change) -> Change {
+    Change {
+        position: change.position,
+        key: (map, number_of(&change.key)),
+        value: change.value.as_ref().map(|value| number_of(value)),
+    }
+}
+
+impl MapClient {
+    async fn run(self) {
+        let mut watch: Option<(usize, u64, Watch)> = None;
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            match self.random.below(24) {
+                0..3 => self.write().await,
+                3..5 => self.cas().await,
+                5..8 => self.read().await,
+                8 => self.read_stale(),
+                9..16 => self.transact().await,
+                16..18 => self.write_together().await,
+                18..20 => self.write_once().await,
+                20 => self.at().await,
+                21 if self.random.below(4) == 0 => self.snapshot().await,
+                _ => self.watch(&mut watch).await,
+            }
+            let pause = self.random.jittered(self.pause);
+            self.replica.objects.log().host().clock.sleep(pause).await;
+        }
+    }
+
+    fn count(&self, what: &'static str) {
+        self.shared.world.count(what);
+    }
+
+    fn map(&self) -> (u64, &Map) {
+        let maps: Vec<_> = self.replica.maps.iter().collect();
+        let (number, map) = *pick(&self.random, &maps);
+        (*number, map)
+    }
+
+    fn key(&self) -> u64 {
+        self.random.below(KEYS)
+    }
+
+    fn value(&self) -> Option<u64> {
+        (self.random.below(4) > 0).then(|| self.shared.history.value())
+    }
+
+    fn ask_write(&self, writes: &[(Key, Option<u64>)], mode: Mode, once: Option<u64>) -> usize {
+        let what = Asked::Write {
+            writes: writes.to_vec(),
+            mode,
+            once,
+        };
+        self.shared.history.ask(self.process, what)
+    }
+
+    async fn write(&self) {
+        let ((number, map), key, value) = (self.map(), self.key(), self.value());
+        let asked = self.ask_write(&[((number, key), value)], Mode::Serializable, None);
+        let result = match value {
+            Some(value) => map.put(bytes_of(key), bytes_of(value)).await,
+            None => map.delete(bytes_of(key)).await,
+        };
+        let told = match result {
+            Ok(position) => Told::Done(position, vec![]),
+            Err(error) => self.not_updated(error, true).await,
+        };
+        self.shared.history.tell(asked, told);
+    }
+
+    /// What can be said of a write after this; `sure`: if it is in the log, it took place.
+    async fn not_updated(&self, error: UpdateError, sure: bool) -> Told {
+        match error {
+            UpdateError::NotAppended { .. } => {
+                self.count("update: not appended");
+                Told::Refused(None)
+            }
+            UpdateError::Unknown { saved, .. } => {
+                self.count("update: unknown");
+                let resumed = self.replica.objects.log().resume(&saved).await;
+                match resumed.as_deref() {
+                    Ok([(_, Resumed::Appended(position))]) if sure => Told::Done(*position, vec![]),
+                    Ok([(_, Resumed::Appended(position))]) => Told::Undecided(*position),
+                    Ok([(_, Resumed::NotAppended)]) => Told::Refused(None),
+                    Ok(_) | Err(_) => Told::Open,
+                }
+            }
+            error @ (UpdateError::TooLarge { .. } | UpdateError::TooMany { .. }) => {
+                self.shared.world.violation(error.to_string());
+                Told::Open
+            }
+        }
+    }
+
+    async fn not_decided(&self, error: DecideError) -> Told {
+        match error {
+            DecideError::Update(error) => self.not_updated(error, false).await,
+            DecideError::Undecided { position, why } => {
+                self.count("update: undecided");
+                self.trouble(&why);
+                Told::Undecided(position)
+            }
+        }
+    }
+
+    /// Trouble that may come, and trouble that may not.
+    fn trouble(&self, why: &PlayError) {
+        match why {
+            PlayError::Unavailable(_) => self.count("play: unavailable"),
+            PlayError::Lost(_) => self.count("play: lost"),
+            PlayError::Undecided { .. } => self.count("play: undecided"),
+            PlayError::Trimmed(_)
+            | PlayError::Operation { .. }
+            | PlayError::Unopened(_)
+            | PlayError::Snapshot { .. } => self.shared.world.violation(why.to_string()),
+        }
+    }
+
+    async fn cas(&self) {
+        let ((number, map), key, value) = (self.map(), self.key(), self.value());
+        let expected = found_of(map.get_stale(&bytes_of(key)).as_ref());
+        let expect = match expected {
+            None => Expect::Absent,
+            Some((value, _)) if self.random.below(2) == 0 => Expect::value(bytes_of(value)),
+            Some((_, version)) => Expect::Version(version),
+        };
+        let at = (number, key);
+        let asked = self.ask_write(&[(at, value)], Mode::Serializable, None);
+        let result = match value {
+            Some(value) => map.cas(bytes_of(key), expect, bytes_of(value)).await,
+            None => map.delete_if(bytes_of(key), expect).await,
+        };
+        let told = match result {
+            Ok(Cas::Done { position }) => Told::Done(position, vec![(at, expected)]),
+            Ok(Cas::Conflict { position, found }) => {
+                self.count("conditional write: conflict");
+                let found = found_of(found.as_ref());
+                if found == expected {
+                    let text = format!("O6: at {position} was what was expected: {found:?}");
+                    self.shared.world.violation(text);
+                }
+                Told::Refused(Some((position, vec![(at, found)])))
+            }
+            Err(error) => self.not_decided(error).await,
+        };
+        self.shared.history.tell(asked, told);
+    }
+
+    async fn read(&self) {
+        let (number, map) = self.map();
+        let asked = self.shared.history.ask(self.process, Asked::Read);
+        let reads = if self.random.below(3) == 0 {
+            let page = map.view().read(contents_of).await;
+            page.map(|contents| reads_of(number, &contents))
+        } else {
+            let key = self.key();
+            let found = map.get(&bytes_of(key)).await;
+            found.map(|found| vec![((number, key), found_of(found.as_ref()))])
+        };
+        let told = match reads {
+            Ok(reads) => Told::Found(reads),
+            Err(why) => {
+                self.trouble(&why);
+                Told::Open
+            }
+        };
+        self.shared.history.tell(asked, told);
+    }
+
+    fn read_stale(&self) {
+        let (number, map) = self.map();
+        let asked = self.shared.history.ask(self.process, Asked::ReadStale);
+        let contents = map.view().read_stale(contents_of);
+        let told = Told::Found(reads_of(number, &contents));
+        self.shared.history.tell(asked, told);
+    }
+
+    async fn write_together(&self) {
+        let (mut all, mut writes) = (vec![], Writes::new());
+        for ((number, key), value) in self.plan(1 + self.random.below(4)) {
+            let map = &self.replica.maps[&number];
+            match value {
+                Some(value) => writes.put(map, bytes_of(key), bytes_of(value)),
+                None => writes.delete(map, bytes_of(key)),
+            }
+            all.push(((number, key), value));
+        }
+        let asked = self.ask_write(&all, Mode::Serializable, None);
+        let told = match self.replica.objects.append(writes).await {
+            Ok(position) => Told::Done(position, vec![]),
+            Err(error) => self.not_updated(error, true).await,
+        };
+        self.shared.history.tell(asked, told);
+    }
+
+    /// Writes of so many keys at most.
+    fn plan(&self, count: u64) -> Vec<(Key, Option<u64>)> {
+        let writes = (0..count).map(|_| ((self.map().0, self.key()), self.value()));
+        let writes: BTreeMap<Key, Option<u64>> = writes.collect();
+        writes.into_iter().collect()
+    }
+
+    /// An idempotency key that others use at this time, too.
+    fn once(&self, map: u64) -> (u64, Once) {
+        let window = self.shared.world.now_us() / ONCE_WINDOW_US;
+        let number = (window * 2 + self.random.below(2)) * MAPS + map;
+        let once = Once {
+            key: bytes_of(number),
+            lives: ONCE_LIVES,
+        };
+        (number, once)
+    }
+
+    async fn write_once(&self) {
+        let ((number, map), key, value) = (self.map(), self.key(), self.shared.history.value());
+        let (name, once) = self.once(number);
+        let writes = [((number, key), Some(value))];
+        let asked = self.ask_write(&writes, Mode::Serializable, Some(name));
+        let update = Update::Put {
+            key: bytes_of(key),
+            value: bytes_of(value),
+        };
+        let told = match map.view().update_once(once, &update).await {
+            Ok((position, Applied::First(_))) => Told::Done(position, vec![]),
+            Ok((_, Applied::Repeated { first, .. })) => {
+                self.count("update: repeated");
+                Told::Repeated(first)
+            }
+            Err(error) => self.not_decided(error).await,
+        };
+        self.shared.history.tell(asked, told);
+    }
+
+    async fn transact(&self) {
+        let (mode, isolation) = *pick(
+            &self.random,
+            &[
+                (Mode::Serializable, Isolation::Serializable),
+                (Mode::Serializable, Isolation::Serializable),
+                (Mode::Serializable, Isolation::Serializable),
+                (Mode::Snapshot, Isolation::Snapshot),
+                (Mode::WriteWrite, Isolation::WriteWrite),
+            ],
+        );
+        let count = *pick(&self.random, &[0, 1, 1, 2, 3]);
+        let writes = self.plan(count);
+        let reads: Vec<Key> = (0..self.random.below(4))
+            .map(|_| (self.map().0, self.key()))
+            .collect();
+        // What is written is often read before.
+        let own = writes.iter().map(|(key, _)| *key);
+        let own = own.filter(|_| self.random.below(2) == 0);
+        let reads: Vec<Key> = own.chain(reads).collect();
+        let scanned = (self.random.below(5) == 0).then(|| self.map().0);
+        let is_once = !writes.is_empty() && self.random.below(4) == 0;
+        let once = is_once.then(|| self.once(writes[0].0.0));
+        let asked = if writes.is_empty() {
+            let stale = mode == Mode::WriteWrite;
+            let what = if stale { Asked::ReadStale } else { Asked::Read };
+            self.shared.history.ask(self.process, what)
+        } else {
+            self.ask_write(&writes, mode, once.as_ref().map(|(name, _)| *name))
+        };
+        let attempts = *pick(&self.random, &[1, 3, u32::MAX]);
+        let transact = self.replica.objects.transaction();
+        let mut transact = transact.isolation(isolation).attempts(attempts);
+        if let Some((_, once)) = once {
+            transact = transact.once(once);
+        }
+        let result = transact.run(|txn| self.body(txn, &reads, scanned, &writes));
+        let told = self.transacted(result.await).await;
+        self.shared.history.tell(asked, told);
+    }
+
+    fn body(
+        &self,
+        txn: &mut Transaction<'_>,
+        reads: &[Key],
+        scanned: Option<u64>,
+        writes: &[(Key, Option<u64>)],
+    ) -> Result<Reads, PlayError> {
+        let maps = &self.replica.maps;
+        let mut all = vec![];
+        for (number, key) in reads {
+            let found = txn.get_versioned(&maps[number], &bytes_of(*key))?;
+            all.push(((*number, *key), found_of(found.as_ref())));
+        }
+        if let Some(number) = scanned {
+            let page = txn.scan(&maps[&number], &Keys::all(), usize::MAX)?;
+            let entries = page.entries.iter();
+            let contents = entries
+                .map(|(key, found)| (number_of(key), (number_of(&found.value), found.version)))
+                .collect();
+            all.extend(reads_of(number, &contents));
+        }
+        for ((number, key), value) in writes {
+            match value {
+                Some(value) => txn.put(&maps[number], bytes_of(*key), bytes_of(*value)),
+                None => txn.delete(&maps[number], bytes_of(*key)),
+            }
+        }
+        Ok(all)
+    }
+
+    async fn transacted(&self, result: Result<Committed<Reads>, TransactError<PlayError>>) -> Told {
+        match result {
+            Ok(Committed {
+                repeats: Some(first),
+                ..
+            }) => {
+                self.count("transaction: repeated");
+                Told::Repeated(first)
+            }
+            Ok(Committed {
+                value,
+                position: Some(position),
+                attempts,
+                ..
+            }) => {
+                self.count("transaction: committed");
+                if attempts > 1 {
+                    self.count("transaction: tried again");
+                }
+                Told::Done(position, value)
+            }
+            Ok(Committed { value, .. }) => Told::Found(value),
+            Err(TransactError::Conflict(_)) => {
+                self.count("transaction: aborted");
+                Told::Refused(None)
+            }
+            Err(TransactError::Body(why) | TransactError::Play(why)) => {
+                self.trouble(&why);
+                Told::Refused(None)
+            }
+            Err(TransactError::Update(error)) => self.not_updated(error, false).await,
+            Err(TransactError::Undecided { position, why }) => {
+                self.count("transaction: undecided");
+                self.trouble(&why);
+                Told::Undecided(position)
+            }
+        }
+    }
+
+    async fn at(&self) {
+        let (map, hosted) = self.map();
+        let back = self.random.below(40);
+        let Some(position) = hosted.view().played().0.checked_sub(1 + back).map(Position) else {
+            return;
+        };
+        let asked = self
+            .shared
+            .history
+            .ask(self.process, Asked::At { map, position });
+        let told = match hosted.at(position).await {
+            Ok(state) => {
+                self.count("state as of a position");
+                Told::Contents(contents_of(&state))
+            }
+            // After a change of term the log may end lower than it was played.
+            Err(AtError::BeyondEnd { .. }) => Told::Open,
+            Err(AtError::Play(why)) => {
+                self.trouble(&why);
+                Told::Open
+            }
+        };
+        self.shared.history.tell(asked, told);
+    }
+
+    async fn snapshot(&self) {
+        match self.map().1.view().snapshot().await {
+            Ok(_) => self.count("snapshot"),
+            Err(SnapshotError::Play(why)) => self.trouble(&why),
+            Err(SnapshotError::Update(error)) => drop(self.not_updated(error, false).await),
+        }
+    }
+
+    /// Asks a watch for some changes; begins one if there is none.
+    async fn watch(&self, watch: &mut Option<(usize, u64, Watch)>) {
+        if watch.is_none() || self.random.below(20) == 0 {
+            let (number, map) = self.map();
+            let played = map.view().played().0;
+            let from = Position(match self.random.below(3) {
+                0 => 0,
+                1 => played,
+                _ => self.random.below(played + 20),
+            });
+            let id = self.shared.history.watch(number, from);
+            *watch = Some((id, number, map.watch(Keys::all(), from)));
+        }
+        let Some((id, number, watch)) = watch else {
+            return;
+        };
+        for _ in 0..1 + self.random.below(30) {
+            let asked = self.shared.history.now();
+            match watch.next_ready().await {
+                Ok(Some(change)) => {
+                    self.count("change watched");
+                    self.shared
+                        .history
+                        .changed(*id, change_of(*number, &change));
+                }
+                Ok(None) => return self.shared.history.caught_up(*id, asked),
+                Err(why) => return self.trouble(&why),
+            }
+        }
+    }
+}
