@@ -11,6 +11,9 @@ use milonga_wire::Position;
 /// A key of a map: the map's number and its own.
 pub type Key = (u64, u64);
 
+/// What is written to a key; none: it is removed.
+pub type Value = Option<u64>;
+
 /// What a key holds: a value, and the position of the write that set it. None: it is absent.
 pub type Found = Option<(u64, Position)>;
 
@@ -45,10 +48,10 @@ pub enum Asked {
         /// The position.
         position: Position,
     },
-    /// Writes that take place together or not at all; a value of none removes the key. No key is written twice.
+    /// Writes that take place together or not at all.
     Write {
-        /// Each key once.
-        writes: Vec<(Key, Option<u64>)>,
+        /// Each key once, in order.
+        writes: Vec<(Key, Value)>,
         /// How it is protected.
         mode: Mode,
         /// Its idempotency key.
@@ -69,6 +72,8 @@ pub enum Told {
     Repeated(Position),
     /// The writes did not take place. Where that was decided, and what was found there, if that was told.
     Refused(Option<(Position, Reads)>),
+    /// The writes did not take place: somebody had changed this, or what else the transaction depended on, since it was read.
+    Aborted(Reads),
     /// Not known: nothing can be said.
     Open,
     /// It is in the log at this position, with what outcome is not known.
@@ -95,11 +100,11 @@ pub struct Change {
     pub position: Position,
     /// Which key.
     pub key: Key,
-    /// What it holds since; none: it was removed.
-    pub value: Option<u64>,
+    /// What it holds since.
+    pub value: Value,
 }
 
-/// All that one watch told.
+/// All that one watch told, or one copy of all changes there ever were.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Watched {
     /// The map.
@@ -108,8 +113,22 @@ pub struct Watched {
     pub from: Position,
     /// The changes, with the moment at which each was told.
     pub changes: Vec<(u64, Change)>,
-    /// When it was asked for more and told last that there is none.
-    pub caught_up: Option<u64>,
+    /// Each time it said that there is no more: when it was asked, and how many it had told.
+    pub caught_up: Vec<(u64, usize)>,
+}
+
+impl Watched {
+    /// All changes of a map, told at once.
+    pub fn listed(map: u64, asked: u64, told: u64, changes: Vec<Change>) -> Self {
+        let caught_up = vec![(asked, changes.len())];
+        let changes = changes.into_iter();
+        Self {
+            map,
+            from: Position::FIRST,
+            changes: changes.map(|change| (told, change)).collect(),
+            caught_up,
+        }
+    }
 }
 
 /// Shared by all clients of a run.
@@ -170,7 +189,7 @@ impl History {
                 map,
                 from,
                 changes: vec![],
-                caught_up: None,
+                caught_up: vec![],
             });
             recorded.watches.len() - 1
         })
@@ -183,7 +202,18 @@ impl History {
 
     /// A watch that was asked at `asked` says that there is nothing more.
     pub fn caught_up(&self, watch: usize, asked: u64) {
-        self.with(|recorded, _| recorded.watches[watch].caught_up = Some(asked));
+        self.with(|recorded, _| {
+            let watch = &mut recorded.watches[watch];
+            watch.caught_up.push((asked, watch.changes.len()));
+        });
+    }
+
+    /// Somebody who asked at `asked` was told all changes of a map at once.
+    pub fn listed(&self, map: u64, asked: u64, changes: Vec<Change>) {
+        self.with(|recorded, now| {
+            let listed = Watched::listed(map, asked, now, changes);
+            recorded.watches.push(listed);
+        });
     }
 
     /// All operations, in the order in which they were asked.

@@ -67,6 +67,14 @@ fn twenty_proposers_that_die_at_any_step_come_to_one_layout() {
     }
 }
 
+/// I4, O2 to O9, X1 to X4: what transactions read, did and did not do is what a replay finds.
+#[test]
+fn transactions_over_maps_are_what_a_replay_makes_of_them() {
+    for profile in Profile::NAMES {
+        hold("transactions", profile, 1, 11);
+    }
+}
+
 /// H29: on one client's word nobody is left out.
 #[test]
 fn a_client_that_is_cut_off_alone_has_nobody_left_out() {

@@ -2,28 +2,35 @@
 //!
 //! Versions are positions of the log, so that every answer says which changes it has seen: no order has to be searched for.
 //!
+//! - I4 What was asked after another was told lies behind it.
 //! - O2 The state of a map as of a position is what its changes up to there make ([`contents`]).
 //! - O3 A watch tells each change once, in order, none left out ([`watch`]).
-//! - O4 A read sees a state that holds everything acknowledged before it was asked for; X1: all of it one state.
+//! - O4 A read sees a state that holds everything acknowledged before it was asked for, and nothing that was asked for after it
+//!   was told; X1: all of it one state.
 //! - O6 A conditional write took place if, and only if, what it expected held where it lies.
-//! - O8 Writes that belong together take place at one position, all or none; what was refused takes place nowhere.
+//! - O8 Writes that belong together take place at one position, all or none; what was refused takes place nowhere, and
+//!   nothing takes place that nobody asked for.
 //! - O9 Under one idempotency key writes take place once, and all who use it are told the same position.
-//! - X3 What a serializable transaction read is what was there where it lies; with other isolations, what these promise.
+//! - X3 What a serializable transaction read is what was there where it lies; with other isolations, what these promise. One
+//!   that was aborted was in somebody's way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use milonga_wire::Position;
 
 use crate::object_history::{
-    Asked, Change, Contents, Found, Key, Mode, Operation, Reads, Told, Watched,
+    Asked, Change, Contents, Found, Key, Mode, Operation, Reads, Told, Value, Watched,
 };
+
+/// What happens at one position.
+type Changes = BTreeMap<Key, Value>;
 
 /// Every change there was.
 #[derive(Clone, Debug, Default)]
 pub struct Truth {
-    keys: BTreeMap<Key, BTreeMap<Position, Option<u64>>>,
-    positions: BTreeMap<Position, BTreeMap<Key, Option<u64>>>,
-    values: BTreeMap<u64, Vec<(Position, Key)>>,
+    keys: BTreeMap<Key, BTreeMap<Position, Value>>,
+    positions: BTreeMap<Position, Changes>,
+    values: BTreeMap<u64, BTreeSet<Position>>,
 }
 
 impl Truth {
@@ -37,13 +44,10 @@ impl Truth {
         } in changes
         {
             truth.keys.entry(key).or_default().insert(position, value);
-            truth
-                .positions
-                .entry(position)
-                .or_default()
-                .insert(key, value);
+            let here = truth.positions.entry(position).or_default();
+            here.insert(key, value);
             if let Some(value) = value {
-                truth.values.entry(value).or_default().push((position, key));
+                truth.values.entry(value).or_default().insert(position);
             }
         }
         truth
@@ -63,68 +67,111 @@ impl Truth {
     }
 
     fn hold(&self, reads: &Reads, end: Position) -> bool {
-        reads
-            .iter()
-            .all(|(key, found)| self.below(*key, end) == *found)
+        let mut reads = reads.iter();
+        reads.all(|(key, found)| self.below(*key, end) == *found)
     }
 
-    /// The first place from `start` up to `limit` at which all of this is so.
-    fn place(&self, reads: &Reads, start: Position, limit: Position) -> Option<Position> {
+    /// Whether all of this is so once everything below some place from `start` to `limit` has been applied.
+    fn held(&self, reads: &Reads, start: Position, limit: Position) -> bool {
         let changes = reads.iter().filter_map(|(key, _)| self.keys.get(key));
         let changes = changes.flat_map(|changes| changes.range(start..).map(|(at, _)| at.next()));
-        let places: BTreeSet<Position> = changes.chain([start]).collect();
-        let mut places = places.into_iter().take_while(|place| *place <= limit);
-        places.find(|place| self.hold(reads, *place))
+        let mut places = changes.chain([start]).filter(|place| *place <= limit);
+        places.any(|place| self.hold(reads, place))
+    }
+
+    /// What these writes change at `position`: to remove a key that is not there changes nothing.
+    fn made_of(&self, writes: &[(Key, Value)], position: Position) -> Changes {
+        let changes = writes
+            .iter()
+            .filter(|(key, value)| value.is_some() || self.below(*key, position).is_some());
+        changes.copied().collect()
+    }
+
+    fn at(&self, position: Position) -> Changes {
+        self.positions.get(&position).cloned().unwrap_or_default()
+    }
+
+    /// Where the values of these writes are.
+    fn places(&self, writes: &[(Key, Value)]) -> BTreeSet<Position> {
+        let values = writes.iter().filter_map(|(_, value)| *value);
+        let found = values.filter_map(|value| self.values.get(&value));
+        found.flatten().copied().collect()
+    }
+
+    /// Whether what happened at `position` may be this operation's doing.
+    fn may_be_of(&self, operation: &Operation, position: Position) -> bool {
+        let Asked::Write { writes, .. } = &operation.what else {
+            return false;
+        };
+        let may = match &operation.told {
+            Some((_, Told::Done(at, _) | Told::Undecided(at))) => *at == position,
+            Some((_, Told::Open)) | None => true,
+            Some(_) => false,
+        };
+        may && self.made_of(writes, position) == self.at(position)
     }
 }
 
 /// Everything at once.
 pub fn check(truth: &Truth, operations: &[Operation], watches: &[Watched]) -> Vec<String> {
-    let floor = Floor::new(operations, watches);
+    let bounds = Bounds::new(truth, operations, watches);
     let mut violations = vec![];
     for operation in operations {
-        let floor = floor.before(operation.asked);
+        let floor = bounds.before(operation.asked);
         let found = match &operation.what {
-            Asked::Write { writes, mode, .. } => writes_of(truth, operation, writes, *mode, floor),
-            Asked::Read | Asked::ReadStale | Asked::At { .. } => read(truth, operation, floor),
+            Asked::Write { writes, mode, .. } => {
+                write(truth, operation, writes, *mode, floor, &bounds)
+            }
+            Asked::Read | Asked::ReadStale | Asked::At { .. } => {
+                read(truth, operation, floor, &bounds)
+            }
         };
         violations.extend(found.map(|what| format!("{what}; {operation:?}, floor {floor}")));
     }
-    violations.extend(keys(truth, operations));
+    violations.extend(once(truth, operations));
     violations.extend(origins(truth, operations));
-    violations.extend(watches.iter().filter_map(|one| {
-        let floor = floor.before(one.caught_up.unwrap_or_default());
-        watch(truth, one, floor)
-    }));
+    let floor = |asked| bounds.before(asked);
+    violations.extend(watches.iter().filter_map(|one| watch(truth, one, floor)));
     violations
 }
 
-/// What was acknowledged by when.
-struct Floor(Vec<(u64, Position)>);
+const END: Position = Position(u64::MAX);
 
-impl Floor {
-    fn new(operations: &[Operation], watches: &[Watched]) -> Self {
-        let mut known: Vec<(u64, Position)> = vec![];
-        for operation in operations {
-            let Some((at, told)) = &operation.told else {
-                continue;
+/// What real time says of positions.
+struct Bounds {
+    /// By when everything below which position was known to somebody.
+    known: Vec<(u64, Position)>,
+    /// From when on everything that is asked for lies at or above which position.
+    later: Vec<(u64, Position)>,
+}
+
+impl Bounds {
+    fn new(truth: &Truth, operations: &[Operation], watches: &[Watched]) -> Self {
+        let (mut known, mut later) = (vec![], vec![]);
+        for Operation {
+            asked, what, told, ..
+        } in operations
+        {
+            let own = match told {
+                Some((
+                    _,
+                    Told::Done(position, _)
+                    | Told::Undecided(position)
+                    | Told::Refused(Some((position, _))),
+                )) => Some(*position),
+                _ => None,
             };
-            let (position, reads) = match told {
-                Told::Done(position, _) => (Some(*position), None),
-                Told::Found(reads) if operation.what == Asked::Read => (None, Some(reads)),
-                Told::Repeated(position) | Told::Undecided(position) => (Some(*position), None),
-                Told::Refused(Some((position, _))) => (Some(*position), None),
-                Told::Found(_) | Told::Contents(_) | Told::Refused(None) | Told::Open => {
-                    (None, None)
-                }
+            if let Asked::Write { writes, .. } = what {
+                let own = own.or_else(|| truth.places(writes).first().copied());
+                later.extend(own.map(|position| (*asked, position)));
+            }
+            let seen: Vec<Position> = match told {
+                Some((_, Told::Found(reads))) => reads.iter().filter_map(version).collect(),
+                Some((_, Told::Repeated(first))) => vec![*first],
+                _ => own.into_iter().collect(),
             };
-            let versions = reads.into_iter().flatten();
-            let versions = versions.filter_map(|(_, found)| found.map(|(_, version)| version));
-            known.extend(
-                versions
-                    .chain(position)
-                    .map(|position| (*at, position.next())),
-            );
+            let told = told.iter().map(|(told, _)| *told);
+            known.extend(told.flat_map(|told| seen.iter().map(move |at| (told, at.next()))));
         }
         let changes = watches.iter().flat_map(|watch| &watch.changes);
         known.extend(changes.map(|(at, change)| (*at, change.position.next())));
@@ -134,30 +181,40 @@ impl Floor {
             highest = highest.max(*position);
             *position = highest;
         }
-        Self(known)
+        later.sort_unstable();
+        let mut lowest = END;
+        for (_, position) in later.iter_mut().rev() {
+            lowest = lowest.min(*position);
+            *position = lowest;
+        }
+        Self { known, later }
     }
 
     /// Whoever asks at this moment sees everything below.
     fn before(&self, asked: u64) -> Position {
-        let count = self.0.partition_point(|(told, _)| *told < asked);
-        count
-            .checked_sub(1)
-            .map_or(Position::FIRST, |last| self.0[last].1)
+        let count = self.known.partition_point(|(told, _)| *told < asked);
+        let last = count.checked_sub(1);
+        last.map_or(Position::FIRST, |last| self.known[last].1)
+    }
+
+    /// Whoever is told at this moment has seen nothing from here on.
+    fn after(&self, told: u64) -> Position {
+        let next = self.later.partition_point(|(asked, _)| *asked < told);
+        self.later.get(next).map_or(END, |(_, position)| *position)
     }
 }
 
-const END: Position = Position(u64::MAX);
+fn version((_, found): &(Key, Found)) -> Option<Position> {
+    found.map(|(_, version)| version)
+}
 
-fn read(truth: &Truth, operation: &Operation, floor: Position) -> Option<String> {
-    let (_, told) = operation.told.as_ref()?;
+fn read(truth: &Truth, operation: &Operation, floor: Position, bounds: &Bounds) -> Option<String> {
+    let (at, told) = operation.told.as_ref()?;
+    let limit = bounds.after(*at);
     match (&operation.what, told) {
-        (Asked::Read, Told::Found(reads)) => truth
-            .place(reads, floor, END)
-            .is_none()
+        (Asked::Read, Told::Found(reads)) => (!truth.held(reads, floor, limit))
             .then(|| "O4: this is no state with everything acknowledged before".to_owned()),
-        (Asked::ReadStale, Told::Found(reads)) => truth
-            .place(reads, Position::FIRST, END)
-            .is_none()
+        (Asked::ReadStale, Told::Found(reads)) => (!truth.held(reads, Position::FIRST, limit))
             .then(|| "O2: this is the state as of no position".to_owned()),
         (Asked::At { map, position }, Told::Contents(found)) => {
             contents(truth, *map, position.next(), found)
@@ -173,213 +230,183 @@ pub fn contents(truth: &Truth, map: u64, end: Position, found: &Contents) -> Opt
         .then(|| format!("O2: map {map} below {end} is {found:?}; its changes make {expected:?}"))
 }
 
-fn writes_of(
+fn write(
     truth: &Truth,
     operation: &Operation,
-    writes: &[(Key, Option<u64>)],
+    writes: &[(Key, Value)],
     mode: Mode,
     floor: Position,
+    bounds: &Bounds,
 ) -> Option<String> {
-    let placed: BTreeSet<Position> = places(truth, writes);
-    let told = operation.told.as_ref().map(|(_, told)| told);
+    let places = truth.places(writes);
+    let told = operation.told.as_ref();
+    let (position, is_wrong) = match told {
+        Some((_, Told::Done(at, _))) => {
+            let is_whole = truth.at(*at) == truth.made_of(writes, *at);
+            let elsewhere = places.iter().any(|place| place != at);
+            (Some(*at), !is_whole || elsewhere)
+        }
+        Some((_, Told::Undecided(at))) => (Some(*at), places.iter().any(|place| place != at)),
+        Some((_, Told::Refused(decided))) => {
+            let at = decided.as_ref().map(|(at, _)| *at);
+            (at, !places.is_empty())
+        }
+        Some((_, Told::Repeated(_) | Told::Aborted(_))) => (None, !places.is_empty()),
+        Some((_, Told::Open | Told::Found(_) | Told::Contents(_))) | None => {
+            (places.first().copied(), places.len() > 1)
+        }
+    };
+    if is_wrong {
+        let found = places.iter().chain(&position).map(|at| (at, truth.at(*at)));
+        let found: BTreeMap<&Position, Changes> = found.collect();
+        return Some(format!("O8: what took place is {found:?}"));
+    }
+    if position.is_some_and(|position| position < floor) {
+        return Some("I4: it lies below what was known before it was asked for".to_owned());
+    }
     match told {
-        Some(Told::Done(position, reads)) => took_place(truth, writes, *position)
-            .or_else(|| {
-                (*position < floor)
-                    .then(|| format!("O3: {position} lies below what was acknowledged"))
-            })
-            .or_else(|| isolated(truth, writes, mode, *position, reads, floor)),
-        Some(Told::Repeated(_)) if placed.is_empty() => None,
-        Some(Told::Refused(decided)) if placed.is_empty() => {
-            let (position, reads) = decided.as_ref()?;
-            (!truth.hold(reads, *position))
-                .then(|| "O6: what was found was not what is there".to_owned())
+        Some((_, Told::Done(at, reads))) => (!isolated(truth, writes, mode, *at, reads, floor))
+            .then(|| format!("X3: what it read is not what it was to be at {at}")),
+        Some((_, Told::Refused(Some((at, reads))))) => {
+            (!truth.hold(reads, *at)).then(|| "O6: what was found was not what is there".to_owned())
         }
-        Some(Told::Repeated(_) | Told::Refused(_)) => {
-            Some(format!("O8: it was refused, and took place at {placed:?}"))
+        Some((told, Told::Aborted(reads))) => {
+            let span = start(mode, floor)..bounds.after(*told);
+            let kept = kept(mode, reads, writes);
+            let mut changes = kept.iter().filter_map(|key| truth.keys.get(key));
+            let is_idle = changes.all(|changes| changes.range(span.clone()).next().is_none());
+            is_idle.then(|| "X3: nothing that it depends on was changed".to_owned())
         }
-        Some(Told::Undecided(position)) if placed.iter().any(|place| place != position) => {
-            Some(format!("O8: it took place at {placed:?}"))
-        }
-        Some(Told::Undecided(_) | Told::Open | Told::Found(_) | Told::Contents(_)) | None => {
-            match placed.len() {
-                0 => None,
-                1 => took_place(truth, writes, *placed.first()?),
-                _ => Some(format!("O8: it took place at {placed:?}")),
-            }
-        }
+        _ => None,
     }
 }
 
-fn places(truth: &Truth, writes: &[(Key, Option<u64>)]) -> BTreeSet<Position> {
-    let values = writes.iter().filter_map(|(_, value)| *value);
-    let found = values.filter_map(|value| truth.values.get(&value));
-    found.flatten().map(|(position, _)| *position).collect()
-}
-
-/// O8: all of it is at `position`, nothing else is there, and nothing of it is anywhere else.
-fn took_place(truth: &Truth, writes: &[(Key, Option<u64>)], position: Position) -> Option<String> {
-    // What removes a key that is not there changes nothing.
-    let changes = writes
-        .iter()
-        .filter(|(key, value)| value.is_some() || truth.below(*key, position).is_some());
-    let expected: BTreeMap<Key, Option<u64>> = changes.copied().collect();
-    let found = truth.positions.get(&position).cloned().unwrap_or_default();
-    if found != expected {
-        return Some(format!(
-            "O8: at {position} took place {found:?}, not {expected:?}"
-        ));
+/// Where a transaction reads at the earliest.
+fn start(mode: Mode, floor: Position) -> Position {
+    match mode {
+        Mode::Serializable | Mode::Snapshot => floor,
+        Mode::WriteWrite => Position::FIRST,
     }
-    let places = places(truth, writes);
-    places
-        .iter()
-        .any(|place| *place != position)
-        .then(|| format!("O8: it took place at {places:?}"))
 }
 
+/// What of a transaction nobody else may change between where it reads and where it lies.
+fn kept(mode: Mode, reads: &Reads, writes: &[(Key, Value)]) -> BTreeSet<Key> {
+    let read: BTreeSet<Key> = reads.iter().map(|(key, _)| *key).collect();
+    let written: BTreeSet<Key> = writes.iter().map(|(key, _)| *key).collect();
+    match mode {
+        Mode::Serializable => read,
+        Mode::Snapshot => written,
+        Mode::WriteWrite => &read & &written,
+    }
+}
+
+/// Whether what a transaction at `position` read was one state that it may have seen, with what it keeps as it is there.
 fn isolated(
     truth: &Truth,
-    writes: &[(Key, Option<u64>)],
+    writes: &[(Key, Value)],
     mode: Mode,
     position: Position,
     reads: &Reads,
     floor: Position,
-) -> Option<String> {
-    let start = match mode {
-        Mode::Serializable => {
-            return (!truth.hold(reads, position))
-                .then(|| format!("X3: what it read is not what was there at {position}"));
-        }
-        Mode::Snapshot => floor,
-        Mode::WriteWrite => Position::FIRST,
-    };
-    if truth.place(reads, start, position).is_none() {
-        return Some(format!("X3: what it read was never there below {position}"));
-    }
-    let protected = reads
-        .iter()
-        .filter(|(key, _)| writes.iter().any(|(written, _)| written == key));
-    let protected: Reads = protected.copied().collect();
-    (!truth.hold(&protected, position))
-        .then(|| format!("X3: what it both read and wrote was written by others below {position}"))
+) -> bool {
+    let kept = kept(mode, reads, writes);
+    let kept = kept.iter().map(|key| (*key, truth.below(*key, position)));
+    let state: Reads = reads.iter().copied().chain(kept).collect();
+    truth.held(&state, start(mode, floor), position)
 }
 
 /// O9.
-fn keys(truth: &Truth, operations: &[Operation]) -> Vec<String> {
-    let mut told: BTreeMap<u64, BTreeSet<Position>> = BTreeMap::new();
-    let mut firsts: BTreeMap<u64, u64> = BTreeMap::new();
+fn once(truth: &Truth, operations: &[Operation]) -> Vec<String> {
+    let mut users: BTreeMap<u64, Vec<&Operation>> = BTreeMap::new();
     for operation in operations {
-        let Asked::Write {
-            once: Some(once),
-            writes,
-            ..
+        if let Asked::Write {
+            once: Some(once), ..
         } = &operation.what
-        else {
-            continue;
-        };
-        let all = told.entry(*once).or_default();
-        all.extend(places(truth, writes));
-        match &operation.told {
-            Some((_, Told::Done(position, _))) => {
-                *firsts.entry(*once).or_default() += 1;
-                all.insert(*position);
+        {
+            users.entry(*once).or_default().push(operation);
+        }
+    }
+    let mut violations = vec![];
+    for (once, users) in users {
+        let mut all = BTreeSet::new();
+        for operation in &users {
+            if let Asked::Write { writes, .. } = &operation.what {
+                all.extend(truth.places(writes));
             }
-            Some((_, Told::Repeated(position))) => drop(all.insert(*position)),
-            _ => {}
+            match &operation.told {
+                Some((_, Told::Done(position, _))) => drop(all.insert(*position)),
+                Some((_, Told::Repeated(first))) => {
+                    all.insert(*first);
+                    if !users.iter().any(|other| truth.may_be_of(other, *first)) {
+                        let text = format!("O9: nothing took place under {once} at {first}");
+                        violations.push(text);
+                    }
+                }
+                _ => {}
+            }
         }
-    }
-    let several = told.iter().filter(|(_, places)| places.len() > 1);
-    let several = several.map(|(once, places)| {
-        format!("O9: what has the idempotency key {once} took place at {places:?}")
-    });
-    let twice = firsts.iter().filter(|(_, count)| **count > 1);
-    let twice = twice.map(|(once, _)| {
-        format!("O9: two were told that they were the first with the idempotency key {once}")
-    });
-    several.chain(twice).collect()
-}
-
-/// Values that nobody had asked to write, and those that were seen before somebody had.
-fn origins(truth: &Truth, operations: &[Operation]) -> Vec<String> {
-    let mut asked: BTreeMap<u64, u64> = BTreeMap::new();
-    for operation in operations {
-        if let Asked::Write { writes, .. } = &operation.what {
-            let values = writes.iter().filter_map(|(_, value)| *value);
-            asked.extend(values.map(|value| (value, operation.asked)));
-        }
-    }
-    let unknown = truth
-        .values
-        .keys()
-        .filter(|value| !asked.contains_key(value));
-    let mut violations: Vec<String> = unknown
-        .map(|value| format!("O3: nobody wrote value {value}"))
-        .collect();
-    for operation in operations {
-        let Some((told, Told::Found(reads))) = &operation.told else {
-            continue;
-        };
-        let values = reads.iter().filter_map(|(_, found)| *found);
-        let mut early = values.filter(|(value, _)| asked.get(value).is_none_or(|at| at > told));
-        if let Some((value, _)) = early.next() {
-            violations.push(format!("O4: value {value} was read before it was written"));
+        if all.len() > 1 {
+            violations.push(format!("O9: what has {once} took place at {all:?}"));
         }
     }
     violations
 }
 
-/// O3: whether a watch told every change from where it began, in order, up to `floor` at least if it said that there is no more.
-pub fn watch(truth: &Truth, watched: &Watched, floor: Position) -> Option<String> {
-    let all = truth.positions.range(watched.from..);
-    let expected: Vec<Change> = all
-        .flat_map(|(position, changes)| {
-            changes.iter().map(|(key, value)| Change {
-                position: *position,
-                key: *key,
-                value: *value,
-            })
-        })
-        .filter(|change| change.key.0 == watched.map)
-        .collect();
-    let told: Vec<&Change> = watched.changes.iter().map(|(_, change)| change).collect();
-    let rises = told
-        .windows(2)
-        .all(|two| two[0].position <= two[1].position);
-    let last = told.last().map(|change| change.position);
-    // Those of one position come in the order of the transaction; of the last position some may still be to come.
-    let (whole, rest): (Vec<&Change>, Vec<&Change>) = told
-        .iter()
-        .partition(|change| Some(change.position) != last);
-    let mut whole = whole;
-    whole.sort_by_key(|change| (change.position, change.key));
-    let of_last: Vec<&Change> = expected[whole.len().min(expected.len())..]
-        .iter()
-        .take_while(|change| Some(change.position) == last)
-        .collect();
-    let distinct: BTreeSet<Key> = rest.iter().map(|change| change.key).collect();
-    let is_sound = rises
-        && whole.len() <= expected.len()
-        && whole
-            .iter()
-            .zip(&expected)
-            .all(|(one, other)| **one == *other)
-        && rest.iter().all(|change| of_last.contains(change))
-        && distinct.len() == rest.len();
-    if !is_sound {
-        let mut both = told.iter().zip(&expected);
-        let first = both.position(|(one, other)| **one != *other);
-        let first = first.unwrap_or(told.len().min(expected.len()));
-        let (told, expected) = (told.get(first), expected.get(first));
-        return Some(format!(
-            "O3: a watch of map {} from {} told as number {first} {told:?}, and there was {expected:?}",
-            watched.map, watched.from
-        ));
+/// O8: whatever happened somebody asked for, as a whole, who was not told that it did not take place or that it did elsewhere.
+fn origins(truth: &Truth, operations: &[Operation]) -> Vec<String> {
+    let orphans = truth.positions.iter().filter(|(position, _)| {
+        let mut all = operations.iter();
+        !all.any(|operation| truth.may_be_of(operation, **position))
+    });
+    orphans
+        .map(|(position, changes)| format!("O8: nobody did {changes:?} at {position}"))
+        .collect()
+}
+
+/// O3: whether a watch told every change from where it began, in order, and each time it said that there is no more, what lies below
+/// the floor of that time.
+pub fn watch(truth: &Truth, watched: &Watched, floor: impl Fn(u64) -> Position) -> Option<String> {
+    let Watched { map, from, .. } = watched;
+    let wrong = |what: String| Some(format!("O3: a watch of map {map} from {from} {what}"));
+    let all = truth.positions.range(from..).map(|(position, changes)| {
+        let own = changes.iter().filter(|(key, _)| key.0 == *map);
+        (*position, own.map(|(key, value)| (*key, *value)).collect())
+    });
+    let all = all.filter(|(_, changes): &(Position, Changes)| !changes.is_empty());
+    let expected: Vec<(Position, Changes)> = all.collect();
+    let mut told: Vec<(Position, Changes)> = vec![];
+    for (_, change) in &watched.changes {
+        if told.last().is_none_or(|(at, _)| *at != change.position) {
+            told.push((change.position, Changes::new()));
+        }
+        let again = told
+            .last_mut()
+            .and_then(|(_, last)| last.insert(change.key, change.value));
+        if again.is_some() {
+            return wrong(format!("told twice {change:?}"));
+        }
     }
-    let missing = expected
-        .get(told.len())
-        .filter(|change| watched.caught_up.is_some() && change.position < floor);
-    missing
-        .map(|change| format!("O3: a watch said that there is no more before it told {change:?}"))
+    for (number, (at, changes)) in told.iter().enumerate() {
+        let is_right = expected.get(number).is_some_and(|(place, all)| {
+            // Of the last position some may still be to come.
+            let is_last = number + 1 == told.len() && all.len() > changes.len();
+            let is_part = changes.iter().all(|(key, to)| all.get(key) == Some(to));
+            place == at && (changes == all || is_last && is_part)
+        });
+        if !is_right {
+            let there = expected.get(number);
+            return wrong(format!("told {changes:?} at {at}, and there was {there:?}"));
+        }
+    }
+    let positions = expected.iter();
+    let positions = positions.flat_map(|(at, changes)| changes.iter().map(|_| *at));
+    let positions: Vec<Position> = positions.collect();
+    watched.caught_up.iter().find_map(|(asked, told)| {
+        let missing = positions.get(*told).filter(|at| **at < floor(*asked))?;
+        wrong(format!(
+            "said that there is no more before it told what is at {missing}"
+        ))
+    })
 }
 
 #[cfg(test)]

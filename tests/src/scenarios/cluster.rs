@@ -18,7 +18,8 @@ use crate::sim::faults::{chance, flip, pick};
 use crate::sim::{Machine, NodeId, Profile, World};
 
 const DISK_BYTES: u64 = 64 << 20;
-const ENTRY_BYTES_MAX: u32 = 4 << 10;
+/// Less than a file, and more than a snapshot of all that a run writes.
+const ENTRY_BYTES_MAX: u32 = 16 << 10;
 
 /// How many servers of each kind there are.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -2,22 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use milonga_client::object::map::{Cas, Expect, MapState, Update, Versioned, Watch};
 use milonga_client::object::{
     Applied, AtError, Committed, DecideError, Isolation, Keys, Map, ONCE_LIVES, Objects, Once,
-    PlayError, SnapshotError, TransactError, Transaction, UpdateError, Writes,
+    PlayError, SnapshotError, TransactError, Transaction, UpdateError, View, Writes,
 };
 use milonga_client::{Log, Options, Resumed};
 use milonga_host::{BoxFuture, Host, Random, Service};
 use milonga_wire::{Address, Caller, Position, Role, ServerName, StreamId};
 
+use super::tape::Tape;
 use super::workload::NoService;
-use crate::object_history::{Asked, Change, Contents, Found, History, Key, Mode, Reads, Told};
-use crate::sim::faults::pick;
+use crate::object_history::{
+    Asked, Change, Contents, Found, History, Key, Mode, Reads, Told, Value,
+};
+use crate::sim::faults::{flip, pick};
 use crate::sim::{Machine, World};
 
 /// How many maps there are.
@@ -40,29 +43,66 @@ pub struct Shared {
     pub stop: Arc<AtomicBool>,
     /// Numbers client processes.
     pub processes: Arc<AtomicU64>,
-    /// The last process of each machine.
-    pub replicas: Arc<Mutex<BTreeMap<String, Replica>>>,
+    /// What the processes that live now host, by their machine and loop.
+    pub replicas: Arc<Mutex<BTreeMap<(String, u64), Replica>>>,
 }
 
-/// The maps that a process hosts.
+impl Shared {
+    /// What is hosted, by whom.
+    pub fn replicas(&self) -> MutexGuard<'_, BTreeMap<(String, u64), Replica>> {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The maps that are hosted together.
 #[derive(Clone)]
 pub struct Replica {
     objects: Objects,
     /// By number.
     pub maps: BTreeMap<u64, Map>,
+    /// Likewise.
+    pub tapes: BTreeMap<u64, View<Tape>>,
 }
 
 impl Replica {
-    /// Hosts these maps.
-    pub fn new(log: &Log, maps: impl IntoIterator<Item = u64>) -> Self {
-        let objects = Objects::new(log);
-        let host = |number: u64| {
-            let stream = StreamId::of_name(&format!("map {number}"));
-            (number, Map::of(objects.host::<MapState>(stream)))
+    /// Hosts these maps, and tapes of these.
+    pub fn new(
+        log: &Log,
+        maps: impl IntoIterator<Item = u64>,
+        tapes: impl IntoIterator<Item = u64>,
+    ) -> Self {
+        let mut replica = Self {
+            objects: Objects::new(log),
+            maps: BTreeMap::new(),
+            tapes: BTreeMap::new(),
         };
-        let maps = maps.into_iter().map(host).collect();
-        Self { objects, maps }
+        let maps = maps.into_iter();
+        replica.maps = maps.map(|map| (map, replica.map(map))).collect();
+        let tapes = tapes.into_iter();
+        replica.tapes = tapes.map(|map| (map, replica.tape(map))).collect();
+        replica
     }
+
+    /// All maps or some, drawn.
+    fn draw(log: &Log, random: &Random) -> Self {
+        let first = random.below(MAPS);
+        let some = |count: u64| (0..count).map(move |more| (first + more) % MAPS);
+        let (maps, tapes) = (*pick(random, &[1, 2, MAPS, MAPS]), random.below(MAPS + 1));
+        Self::new(log, some(maps), some(tapes))
+    }
+
+    /// A map, which is hosted as long as anybody has it.
+    fn map(&self, number: u64) -> Map {
+        Map::of(self.objects.host(stream_of(number)))
+    }
+
+    fn tape(&self, number: u64) -> View<Tape> {
+        self.objects.host(stream_of(number))
+    }
+}
+
+fn stream_of(map: u64) -> StreamId {
+    StreamId::of_name(&format!("map {map}"))
 }
 
 /// One client's machine.
@@ -94,18 +134,16 @@ impl Machine for MapMachine {
         };
         let tasks = host.tasks.clone();
         let log = Log::new(host, caller, shared.layout.clone(), options);
-        let first = random.below(MAPS);
-        let hosted = *pick(&random, &[1, 2, MAPS, MAPS]);
-        let replica = Replica::new(&log, (0..hosted).map(|more| (first + more) % MAPS));
-        shared
-            .replicas
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(self.name.to_string(), replica.clone());
+        let replica = Replica::draw(&log, &random);
+        let name = self.name.to_string();
+        shared.replicas().retain(|(machine, _), _| *machine != name);
         for number in 0..=random.below(3) {
+            let place = (name.clone(), number);
+            shared.replicas().insert(place.clone(), replica.clone());
             let client = MapClient {
                 shared: shared.clone(),
                 process,
+                place,
                 replica: replica.clone(),
                 random: shared.world.random(&format!("map loop {process} {number}")),
                 pause: Duration::from_millis(*pick(&random, &[1, 20, 100])),
@@ -124,6 +162,8 @@ impl Machine for MapMachine {
 struct MapClient {
     shared: Shared,
     process: u64,
+    /// Under which its replica is known.
+    place: (String, u64),
     replica: Replica,
     random: Random,
     pause: Duration,
@@ -160,55 +200,77 @@ fn reads_of(map: u64, contents: &Contents) -> Reads {
         .collect()
 }
 
-/// A change as a watch told it.
-pub fn change_of(map: u64, change: &milonga_client::object::map::Change) -> Change {
+/// A change as a watch or a tape tells it.
+pub fn change_of(map: u64, position: Position, key: &[u8], value: Option<&Bytes>) -> Change {
     Change {
-        position: change.position,
-        key: (map, number_of(&change.key)),
-        value: change.value.as_ref().map(|value| number_of(value)),
+        position,
+        key: (map, number_of(key)),
+        value: value.map(|value| number_of(value)),
     }
 }
 
 impl MapClient {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut watch: Option<(usize, u64, Watch)> = None;
         while !self.shared.stop.load(Ordering::Relaxed) {
-            match self.random.below(24) {
-                0..3 => self.write().await,
-                3..5 => self.cas().await,
-                5..8 => self.read().await,
-                8 => self.read_stale(),
-                9..16 => self.transact().await,
-                16..18 => self.write_together().await,
-                18..20 => self.write_once().await,
-                20 => self.at().await,
-                21 if self.random.below(4) == 0 => self.snapshot().await,
+            match self.random.below(50) {
+                0..6 => self.write().await,
+                6..10 => self.cas().await,
+                10..16 => self.read().await,
+                16..18 => self.read_stale(),
+                18..32 => self.transact().await,
+                32..36 => self.write_together().await,
+                36..40 => self.write_once().await,
+                40..42 => self.at().await,
+                42 => self.snapshot().await,
+                43 => self.read_tape().await,
+                44 if flip(&self.random) => self.begin_anew(),
                 _ => self.watch(&mut watch).await,
             }
             let pause = self.random.jittered(self.pause);
-            self.replica.objects.log().host().clock.sleep(pause).await;
+            self.log().host().clock.sleep(pause).await;
         }
+    }
+
+    fn log(&self) -> &Log {
+        self.replica.objects.log()
+    }
+
+    /// Hosts other maps, from their snapshots if they have any, in the place of those it has.
+    fn begin_anew(&mut self) {
+        self.count("hosted anew");
+        self.replica = Replica::draw(self.log(), &self.random);
+        let replica = self.replica.clone();
+        self.shared.replicas().insert(self.place.clone(), replica);
     }
 
     fn count(&self, what: &'static str) {
         self.shared.world.count(what);
     }
 
-    fn map(&self) -> (u64, &Map) {
-        let maps: Vec<_> = self.replica.maps.iter().collect();
-        let (number, map) = *pick(&self.random, &maps);
-        (*number, map)
+    /// One of the maps that it hosts, now and then one that it does not.
+    fn number(&self) -> u64 {
+        let hosted: Vec<u64> = self.replica.maps.keys().copied().collect();
+        match self.random.below(10) {
+            0 => self.random.below(MAPS),
+            _ => *pick(&self.random, &hosted),
+        }
+    }
+
+    fn map(&self) -> (u64, Map) {
+        let number = self.number();
+        (number, self.replica.map(number))
     }
 
     fn key(&self) -> u64 {
         self.random.below(KEYS)
     }
 
-    fn value(&self) -> Option<u64> {
+    fn value(&self) -> Value {
         (self.random.below(4) > 0).then(|| self.shared.history.value())
     }
 
-    fn ask_write(&self, writes: &[(Key, Option<u64>)], mode: Mode, once: Option<u64>) -> usize {
+    fn ask_write(&self, writes: &[(Key, Value)], mode: Mode, once: Option<u64>) -> usize {
         let what = Asked::Write {
             writes: writes.to_vec(),
             mode,
@@ -240,7 +302,7 @@ impl MapClient {
             }
             UpdateError::Unknown { saved, .. } => {
                 self.count("update: unknown");
-                let resumed = self.replica.objects.log().resume(&saved).await;
+                let resumed = self.log().resume(&saved).await;
                 match resumed.as_deref() {
                     Ok([(_, Resumed::Appended(position))]) if sure => Told::Done(*position, vec![]),
                     Ok([(_, Resumed::Appended(position))]) => Told::Undecided(*position),
@@ -341,10 +403,10 @@ impl MapClient {
     async fn write_together(&self) {
         let (mut all, mut writes) = (vec![], Writes::new());
         for ((number, key), value) in self.plan(1 + self.random.below(4)) {
-            let map = &self.replica.maps[&number];
+            let map = self.replica.map(number);
             match value {
-                Some(value) => writes.put(map, bytes_of(key), bytes_of(value)),
-                None => writes.delete(map, bytes_of(key)),
+                Some(value) => writes.put(&map, bytes_of(key), bytes_of(value)),
+                None => writes.delete(&map, bytes_of(key)),
             }
             all.push(((number, key), value));
         }
@@ -357,9 +419,9 @@ impl MapClient {
     }
 
     /// Writes of so many keys at most.
-    fn plan(&self, count: u64) -> Vec<(Key, Option<u64>)> {
-        let writes = (0..count).map(|_| ((self.map().0, self.key()), self.value()));
-        let writes: BTreeMap<Key, Option<u64>> = writes.collect();
+    fn plan(&self, count: u64) -> Vec<(Key, Value)> {
+        let writes = (0..count).map(|_| ((self.number(), self.key()), self.value()));
+        let writes: BTreeMap<Key, Value> = writes.collect();
         writes.into_iter().collect()
     }
 
@@ -408,13 +470,13 @@ impl MapClient {
         let count = *pick(&self.random, &[0, 1, 1, 2, 3]);
         let writes = self.plan(count);
         let reads: Vec<Key> = (0..self.random.below(4))
-            .map(|_| (self.map().0, self.key()))
+            .map(|_| (self.number(), self.key()))
             .collect();
         // What is written is often read before.
         let own = writes.iter().map(|(key, _)| *key);
         let own = own.filter(|_| self.random.below(2) == 0);
         let reads: Vec<Key> = own.chain(reads).collect();
-        let scanned = (self.random.below(5) == 0).then(|| self.map().0);
+        let scanned = (self.random.below(5) == 0).then(|| self.number());
         let is_once = !writes.is_empty() && self.random.below(4) == 0;
         let once = is_once.then(|| self.once(writes[0].0.0));
         let asked = if writes.is_empty() {
@@ -430,19 +492,27 @@ impl MapClient {
         if let Some((_, once)) = once {
             transact = transact.once(once);
         }
-        let result = transact.run(|txn| self.body(txn, &reads, scanned, &writes));
-        let told = self.transacted(result.await).await;
+        let read = reads.iter().map(|(map, _)| *map);
+        let written = writes.iter().map(|((map, _), _)| *map);
+        let maps = read.chain(written).chain(scanned);
+        let maps = maps.map(|map| (map, self.replica.map(map))).collect();
+        let mut last = vec![];
+        let result = transact.run(|txn| {
+            last = Self::body(&maps, txn, &reads, scanned, &writes)?;
+            Ok(last.clone())
+        });
+        let result = result.await;
+        let told = self.transacted(result, last).await;
         self.shared.history.tell(asked, told);
     }
 
     fn body(
-        &self,
+        maps: &BTreeMap<u64, Map>,
         txn: &mut Transaction<'_>,
         reads: &[Key],
         scanned: Option<u64>,
-        writes: &[(Key, Option<u64>)],
+        writes: &[(Key, Value)],
     ) -> Result<Reads, PlayError> {
-        let maps = &self.replica.maps;
         let mut all = vec![];
         for (number, key) in reads {
             let found = txn.get_versioned(&maps[number], &bytes_of(*key))?;
@@ -465,7 +535,12 @@ impl MapClient {
         Ok(all)
     }
 
-    async fn transacted(&self, result: Result<Committed<Reads>, TransactError<PlayError>>) -> Told {
+    /// What to note of a transaction that read `last` when it was last tried.
+    async fn transacted(
+        &self,
+        result: Result<Committed<Reads>, TransactError<PlayError>>,
+        last: Reads,
+    ) -> Told {
         match result {
             Ok(Committed {
                 repeats: Some(first),
@@ -489,7 +564,7 @@ impl MapClient {
             Ok(Committed { value, .. }) => Told::Found(value),
             Err(TransactError::Conflict(_)) => {
                 self.count("transaction: aborted");
-                Told::Refused(None)
+                Told::Aborted(last)
             }
             Err(TransactError::Body(why) | TransactError::Play(why)) => {
                 self.trouble(&why);
@@ -530,10 +605,26 @@ impl MapClient {
     }
 
     async fn snapshot(&self) {
-        match self.map().1.view().snapshot().await {
+        let number = self.number();
+        let result = if flip(&self.random) {
+            self.replica.map(number).view().snapshot().await
+        } else {
+            self.replica.tape(number).snapshot().await
+        };
+        match result {
             Ok(_) => self.count("snapshot"),
             Err(SnapshotError::Play(why)) => self.trouble(&why),
             Err(SnapshotError::Update(error)) => drop(self.not_updated(error, false).await),
+        }
+    }
+
+    async fn read_tape(&self) {
+        let number = self.number();
+        let asked = self.shared.history.now();
+        let tape = self.replica.tape(number);
+        match tape.read(|tape| tape.told(number)).await {
+            Ok(changes) => self.shared.history.listed(number, asked, changes),
+            Err(why) => self.trouble(&why),
         }
     }
 
@@ -553,14 +644,14 @@ impl MapClient {
         let Some((id, number, watch)) = watch else {
             return;
         };
-        for _ in 0..1 + self.random.below(30) {
+        for _ in 0..=self.random.below(30) {
             let asked = self.shared.history.now();
             match watch.next_ready().await {
                 Ok(Some(change)) => {
                     self.count("change watched");
-                    self.shared
-                        .history
-                        .changed(*id, change_of(*number, &change));
+                    let (at, value) = (change.position, change.value.as_ref());
+                    let change = change_of(*number, at, &change.key, value);
+                    self.shared.history.changed(*id, change);
                 }
                 Ok(None) => return self.shared.history.caught_up(*id, asked),
                 Err(why) => return self.trouble(&why),

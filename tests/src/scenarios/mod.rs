@@ -14,6 +14,7 @@ pub mod map_client;
 pub mod records;
 pub mod replaced_sequencer;
 pub mod restarted_sequencer;
+pub mod tape;
 pub mod transactions;
 pub mod workload;
 

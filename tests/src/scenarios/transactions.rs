@@ -1,27 +1,29 @@
 //! Replicated maps under load while everything fails: processes that host all of them or some write, read, transact, watch
 //! and snapshot, and die at any step, between a transaction's record and its decision too. At the end the network is whole
 //! and every process runs; a newcomer replays every map from the start, and all that anybody was told is held against that.
+//! Then what the newest snapshots do without is trimmed, twice, and each time one more newcomer has to be where all are.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use milonga_client::object::{Keys, PlayError};
-use milonga_client::{Options, reconfigure};
+use milonga_client::object::{Keys, PlayError, SnapshotError};
+use milonga_client::{Log, Options, reconfigure};
 use milonga_host::BoxFuture;
 use milonga_wire::{Position, Role};
 
 use super::cluster::{Cluster, Shape, log};
 use super::map_client::{MAPS, MapMachine, Replica, Shared, change_of, contents_of};
 use crate::invariants::objects::{self, Truth};
-use crate::object_history::History;
+use crate::object_history::{History, Watched};
 use crate::sim::faults::pick;
 use crate::sim::nemesis::{Nemesis, Targets};
 use crate::sim::{NodeId, Profile, World};
 
 /// Longer than any operation of a client goes on, and than any message is late: a late request still takes tokens.
 const QUIET: Duration = Duration::from_secs(130);
+/// Behind everything.
+const END: Position = Position(u64::MAX);
 /// How long a whole cluster whose processes all run may take to serve again.
 const RECOVERY_MAX: Duration = Duration::from_secs(120);
 /// Longer than a process lives on after the request that it dies of.
@@ -135,22 +137,28 @@ async fn audit(shared: &Shared, cluster: &Cluster) {
     if let Err(error) = reconfigure::mend(&log, "audit", None).await {
         world.note(&format!("the auditor cannot mend: {error}"));
     }
-    let newcomer = Replica::new(&log, 0..MAPS);
+    let newcomer = Replica::new(&log, 0..MAPS, 0..MAPS);
     let truth = match replay(&newcomer).await {
         Ok(truth) => truth,
         Err(why) => return world.violation(format!("the maps cannot be replayed: {why}")),
     };
-    let mut replicas = shared
-        .replicas
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    // It starts from snapshots, where there are some.
-    replicas.insert("auditor".to_owned(), newcomer);
-    compare(world, &truth, &replicas).await;
     let (operations, watches) = (shared.history.operations(), shared.history.watches());
     for violation in objects::check(&truth, &operations, &watches) {
         world.violation(violation);
+    }
+    let replicas = shared.replicas().clone();
+    for ((machine, number), replica) in &replicas {
+        compare(world, &truth, &format!("{machine} {number}"), replica).await;
+    }
+    compare(world, &truth, "the newcomer", &newcomer).await;
+    // Who comes after the first trim has nothing but snapshots to make the second ones of.
+    let mut last = newcomer;
+    for name in ["who came after a trim", "who came after two"] {
+        if let Err(why) = trim(&log, &last).await {
+            return world.violation(format!("nothing can be trimmed: {why}"));
+        }
+        last = Replica::new(&log, 0..MAPS, 0..MAPS);
+        compare(world, &truth, name, &last).await;
     }
 }
 
@@ -159,25 +167,46 @@ async fn replay(newcomer: &Replica) -> Result<Truth, PlayError> {
     for (number, map) in &newcomer.maps {
         let mut watch = map.watch(Keys::all(), Position::FIRST);
         while let Some(change) = watch.next_ready().await? {
-            changes.push(change_of(*number, &change));
+            let (at, value) = (change.position, change.value.as_ref());
+            changes.push(change_of(*number, at, &change.key, value));
         }
     }
     Ok(Truth::new(changes))
 }
 
-/// O2.
-async fn compare(world: &World, truth: &Truth, replicas: &BTreeMap<String, Replica>) {
-    for (name, replica) in replicas {
-        for (number, map) in &replica.maps {
-            match map.view().read(contents_of).await {
-                Ok(found) => {
-                    let wrong = objects::contents(truth, *number, Position(u64::MAX), &found);
-                    if let Some(wrong) = wrong {
-                        world.violation(format!("{wrong}, says {name}"));
-                    }
-                }
-                Err(why) => world.violation(format!("{name} cannot play map {number}: {why}")),
-            }
-        }
+/// O2, O3.
+async fn compare(world: &World, truth: &Truth, name: &str, replica: &Replica) {
+    let mut wrong = vec![];
+    for (number, map) in &replica.maps {
+        wrong.push(match map.view().read(contents_of).await {
+            Ok(found) => objects::contents(truth, *number, END, &found),
+            Err(why) => Some(format!("map {number} cannot be played: {why}")),
+        });
     }
+    for (number, tape) in &replica.tapes {
+        wrong.push(match tape.read(|tape| tape.told(*number)).await {
+            Ok(changes) => {
+                let listed = Watched::listed(*number, 0, 0, changes);
+                objects::watch(truth, &listed, |_| END)
+            }
+            Err(why) => Some(format!("the tape of map {number} cannot be played: {why}")),
+        });
+    }
+    for wrong in wrong.into_iter().flatten() {
+        world.violation(format!("{wrong}, says {name}"));
+    }
+}
+
+/// Leaves nothing but what the newest snapshots need.
+async fn trim(log: &Log, replica: &Replica) -> Result<(), String> {
+    let mut needs = END;
+    let failed = |why: SnapshotError| why.to_string();
+    for map in replica.maps.values() {
+        needs = needs.min(map.view().snapshot().await.map_err(failed)?.needs);
+    }
+    for tape in replica.tapes.values() {
+        needs = needs.min(tape.snapshot().await.map_err(failed)?.needs);
+    }
+    log.trim(needs).await.map_err(|why| why.to_string())?;
+    Ok(())
 }
