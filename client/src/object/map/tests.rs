@@ -420,7 +420,11 @@ async fn a_watch_that_begins_in_the_middle_tells_no_update_that_was_repeated() {
     assert_eq!(watch.next_ready().await.unwrap(), None);
 
     map.view().update_once(once, &put("2")).await.unwrap();
+    // A watch plays nothing while the map has not changed.
+    let next = map.put("other", "3").await.unwrap();
 
+    let told = watch.next_ready().await.unwrap();
+    assert_eq!(told.map(|change| change.position), Some(next));
     assert_eq!(watch.next_ready().await.unwrap(), None);
 }
 

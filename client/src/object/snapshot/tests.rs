@@ -5,10 +5,12 @@ use milonga_wire::{Position, Role, StreamId};
 
 use super::write;
 use crate::object::counter::CounterState;
-use crate::object::counter::Update::Add;
+use crate::object::counter::Update as Add;
 use crate::object::map::Update;
 use crate::object::transact::tests::{move_one, process, text, value};
-use crate::object::{Keys, Objects, Once, PlayError, Writes};
+use crate::object::{
+    ImageError, ImageReader, ImageWriter, Keys, Object, Objects, Once, PlayError, Writes,
+};
 use crate::testing::Cluster;
 
 /// A snapshot and what follows it is the same as the whole history: for who starts from it, with and without a trim, and for the
@@ -69,6 +71,57 @@ async fn who_starts_from_a_snapshot_has_what_a_replay_has() {
         gone.err()
     );
     drop(late);
+}
+
+/// How many updates there were: a second index over the history of a counter.
+#[derive(Default)]
+struct Count(u64);
+
+impl Object for Count {
+    const KIND: &'static str = "count";
+    type Update = Add;
+    type Outcome = ();
+
+    fn apply(&mut self, _: Position, _: Add) {
+        self.0 += 1;
+    }
+
+    fn snapshot(&self, to: &mut ImageWriter) {
+        to.write(&self.0);
+    }
+
+    fn restore(from: &mut ImageReader) -> Result<Self, ImageError> {
+        Ok(Self(from.read()?.unwrap_or_default()))
+    }
+}
+
+/// O3: what a snapshot holds is not applied again, and what it does not hold is; beside an object without one, too.
+#[tokio::test(start_paused = true)]
+async fn who_starts_from_a_snapshot_applies_each_update_once() {
+    let cluster = Cluster::new(1, 2, 3);
+    let stream = StreamId::of_name("counted");
+    let (objects, []) = process(&cluster, []);
+    let sum = objects.host::<CounterState>(stream);
+    let mut last = Position::FIRST;
+    for _ in 0..3 {
+        (last, _) = sum.update(&Add::Add(1)).await.unwrap();
+    }
+
+    let snapshot = sum.snapshot().await.unwrap();
+    sum.update(&Add::Add(1)).await.unwrap();
+
+    assert_eq!(snapshot.as_of, last.next());
+    let (late, []) = process(&cluster, []);
+    let restored = late.host::<CounterState>(stream);
+    let replayed = late.host::<Count>(stream);
+    assert_eq!(restored.read(|sum| sum.value()).await.unwrap(), 4);
+    assert_eq!(replayed.read(|count| count.0).await.unwrap(), 4);
+    let (late, []) = process(&cluster, []);
+    let restored = late.host::<CounterState>(stream);
+    let replayed = late.host::<Count>(stream);
+    late.sync().await.unwrap();
+    assert_eq!(restored.read(|sum| sum.value()).await.unwrap(), 4);
+    assert_eq!(replayed.read(|count| count.0).await.unwrap(), 4);
 }
 
 /// A record that takes objects back to snapshots does so in all of them at once; versions never come back, only values do.
@@ -165,7 +218,7 @@ async fn a_copy_that_came_from_a_snapshot_stands_where_that_does() {
     let stream = StreamId::of_name("counter");
     let counter = objects.host::<CounterState>(stream);
     quiet.put("k", "v").await.unwrap();
-    counter.append(&Add(5)).await.unwrap();
+    counter.append(&Add::Add(5)).await.unwrap();
     let put = map.put("k", "1").await.unwrap();
     let earlier = counter.snapshot().await.unwrap();
     map.view().snapshot().await.unwrap();
