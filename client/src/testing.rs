@@ -35,6 +35,8 @@ use crate::reconfigure;
 
 /// What one way through the network takes: what tokio's paused clock can tell apart.
 const LATENCY: Duration = Duration::from_millis(1);
+/// When all begins: some day in 2026.
+const WALL_MS: u64 = 1_780_000_000_000;
 const CLUSTER: ClusterId = ClusterId([9; 16]);
 
 /// What happens to a request.
@@ -201,7 +203,7 @@ impl Cluster {
             numbers: 100,
         };
         Self {
-            clock: Clock::real(),
+            clock: Clock::simulated(0, WALL_MS),
             tasks: Tasks::new(),
             state: Arc::new(Mutex::new(state)),
         }

@@ -2,13 +2,16 @@
 //!
 //! It looks around twice a second, and at once when a client suspects a server. Where a term is half done, or a server
 //! that is needed was restarted or is gone, it mends; where the cluster is not at full strength, it heals; holes that
-//! readers reported, it settles; a layout server that missed a layout, it teaches. Several caretakers may do so at once:
+//! readers reported, it settles; a layout server that missed a layout, it teaches. Beside that it writes the snapshots that are due and
+//! trims what nobody needs. Several caretakers may do so at once:
 //! each step is idempotent, and their looks are jittered so that one of them is usually first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use milonga_client::object::Objects;
+use milonga_client::object::keeping::Keeper;
 use milonga_client::{Log, Options, reconfigure};
 use milonga_host::{CredentialFiles, Host, Moment};
 use milonga_layout::{Noted, Reports};
@@ -88,8 +91,10 @@ impl Caretaker {
         })
     }
 
-    /// Looks and mends for as long as the layout server runs.
+    /// Looks and mends for as long as the layout server runs, and keeps the log in order beside that.
     pub(crate) async fn run(mut self) {
+        let keeper = Keeper::new(&Objects::new(&self.log));
+        self.log.host().tasks.spawn(keeper.run());
         loop {
             let pause = self.log.host().random.jittered(PAUSE);
             let told = self

@@ -5,9 +5,10 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use milonga_client::object::keeping::KeepError;
 use milonga_client::object::lock::LockError;
 use milonga_client::object::{
-    AtError, DecideError, OpenError, PlayError, SnapshotError, UpdateError,
+    AtError, DecideError, OpenError, PlayError, RollBackError, SnapshotError, UpdateError,
 };
 use milonga_client::reconfigure::{
     ChangeError, HandError, InitError, PlanError, RepairError, ResetError,
@@ -234,6 +235,33 @@ impl From<LockError> for Failure {
             LockError::TooShort { .. } => Self::failed(error),
             LockError::Play(error) => error.into(),
             LockError::Decide(error) => error.into(),
+        }
+    }
+}
+
+impl From<KeepError> for Failure {
+    fn from(error: KeepError) -> Self {
+        match error {
+            KeepError::Play(error) => error.into(),
+            KeepError::Decide(error) => error.into(),
+            KeepError::Open(error) => error.into(),
+            KeepError::Lock(error) => error.into(),
+            KeepError::Snapshot(error) => error.into(),
+            KeepError::Trim(error) => error.into(),
+        }
+    }
+}
+
+impl From<RollBackError> for Failure {
+    fn from(error: RollBackError) -> Self {
+        match error {
+            RollBackError::NotFound(_) => Self::new(Code::NotFound, error),
+            RollBackError::UnknownKind { .. } => Self::failed(error),
+            RollBackError::Open(error) => error.into(),
+            RollBackError::At(error) => error.into(),
+            RollBackError::Update(error) => error.into(),
+            RollBackError::Undecided { .. } => Self::new(Code::Unknown, error),
+            RollBackError::Late => Self::new(Code::Unavailable, error),
         }
     }
 }

@@ -128,6 +128,8 @@ pub enum Conflict {
         /// Where.
         first: Position,
     },
+    /// It takes objects back to snapshots that were written for it too far below: they may be gone. Nothing was done.
+    Late,
 }
 
 /// A part of a snapshot.
@@ -151,7 +153,25 @@ pub(crate) struct Manifest {
     pub(crate) bytes: u64,
     /// CRC-32 of all parts, one after the other.
     pub(crate) crc: u32,
+    /// It was written to go back to, and is no state to start from.
+    pub(crate) is_past: bool,
 }
+
+impl Manifest {
+    /// What has to stay in the log for it: from here on.
+    pub(crate) fn needs(&self) -> Position {
+        let first = self.chunks.iter().copied().min();
+        if self.is_past {
+            first.unwrap_or(Position(u64::MAX))
+        } else {
+            first.unwrap_or(self.as_of).min(self.as_of)
+        }
+    }
+}
+
+/// Within how many positions after its manifest a snapshot to go back to can be gone back to. Once a later snapshot is as of a
+/// position beyond that, nobody needs it (R3).
+pub(crate) const BACK_WITHIN: u64 = 1 << 20;
 
 /// Why a record of an object's stream is none that can be played.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -241,6 +261,14 @@ impl Commit {
         let numbers = self.checks.iter().map(|check| check.object);
         let numbers = numbers.chain(keeper.map(|write| write.object));
         numbers.map(|number| self.object(number)).collect()
+    }
+
+    /// Whether it goes back to what need not be there any more where it lies.
+    pub(crate) fn is_late(&self, position: Position) -> bool {
+        self.writes.iter().any(|write| match write.change {
+            Change::Reset(manifest) => manifest.plus(BACK_WITHIN) < position,
+            Change::Update(_) => false,
+        })
     }
 
     pub(crate) fn object(&self, number: u32) -> &Named {

@@ -155,7 +155,7 @@ impl Objects {
         let known = directory.read_stale(|names| names.get(name).cloned());
         Ok(match known {
             Some(listed) => Some(listed),
-            None => directory.read(|names| names.get(name).cloned()).await?,
+            None => self.listed_now(name).await?,
         })
     }
 
@@ -168,6 +168,15 @@ impl Objects {
             });
         }
         Ok(self.host(listed.stream))
+    }
+
+    /// The object of that name, once everything acknowledged before this call is known.
+    ///
+    /// # Errors
+    /// [`super::PlayError`].
+    pub async fn listed_now(&self, name: &str) -> Result<Option<Listed>, super::PlayError> {
+        let find = |names: &DirectoryState| names.get(name).cloned();
+        self.directory().read(find).await
     }
 
     /// All objects that have names, once everything acknowledged before this call is known.

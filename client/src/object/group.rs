@@ -172,7 +172,20 @@ impl Group {
             match lacking {
                 Lacking::Image(manifest) => {
                     let image = snapshot::image(&self.log, manifest).await?;
-                    locked(&self.world).bring(manifest, image);
+                    let mut world = locked(&self.world);
+                    match (image, self.playback.next_ready()) {
+                        (Some(image), _) => world.bring(manifest, image),
+                        // Later snapshots hold what it went back to.
+                        (None, Some(found)) => {
+                            if let EntryKind::Data { streams, .. } = &found.entry.kind {
+                                let position = found.entry.position;
+                                streams
+                                    .iter()
+                                    .for_each(|link| world.trimmed(Some(link.stream), position));
+                            }
+                        }
+                        (None, None) => {}
+                    }
                     Ok(())
                 }
                 Lacking::Decision(of, stream) => self.bring_decision(of, stream).await,

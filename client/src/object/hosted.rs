@@ -46,6 +46,10 @@ pub(crate) trait Hosted: Any + Send {
     fn touches(&self, update: &[u8], part: &Part) -> bool;
     fn first_of(&self, at: Position, key: &[u8]) -> Option<Position>;
     fn note_once(&mut self, at: Position, once: &Once);
+    /// What it has taken since the newest snapshot that this process knows of.
+    fn fed(&self) -> Fed;
+    /// Of what it has taken, so much is in a snapshot now.
+    fn is_kept(&mut self, fed: Fed);
     fn snapshot(&self) -> ImageWriter;
     fn as_any(&self) -> &dyn Any;
     fn as_any_mut(&mut self) -> &mut dyn Any;
@@ -59,6 +63,13 @@ pub(crate) enum Stopped {
     Operation(Position, OperationError),
     /// Records from here on were trimmed.
     Trimmed(Position),
+}
+
+/// How many updates an object has taken.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Fed {
+    pub(crate) updates: u64,
+    pub(crate) bytes: u64,
 }
 
 /// How a type of object comes into being.
@@ -86,6 +97,7 @@ pub(crate) struct Cell<O: Object> {
     /// The position of the last update.
     pub(crate) changed: Option<Position>,
     stopped: Option<Stopped>,
+    fed: Fed,
     once: Table,
     pub(crate) waiting: Waiting<Applied<O::Outcome>>,
 }
@@ -103,6 +115,7 @@ impl<O: Object> Cell<O> {
             from: Position::FIRST,
             changed: None,
             stopped: None,
+            fed: Fed::default(),
             once: Table::default(),
             waiting: Waiting::default(),
         }
@@ -131,6 +144,8 @@ impl<O: Object> Cell<O> {
 
     /// Applies an update that was encoded. An object whose code panics is stopped there, everywhere alike.
     fn apply(&mut self, at: Position, update: &[u8]) -> Option<O::Outcome> {
+        self.fed.updates += 1;
+        self.fed.bytes += update.len() as u64;
         let applied = decode(update).and_then(|update| {
             let state = AssertUnwindSafe(&mut self.state);
             let apply = move || {
@@ -263,6 +278,15 @@ impl<O: Object> Hosted for Cell<O> {
 
     fn note_once(&mut self, at: Position, once: &Once) {
         self.once.note(at, once, None);
+    }
+
+    fn fed(&self) -> Fed {
+        self.fed
+    }
+
+    fn is_kept(&mut self, fed: Fed) {
+        self.fed.updates = self.fed.updates.saturating_sub(fed.updates);
+        self.fed.bytes = self.fed.bytes.saturating_sub(fed.bytes);
     }
 
     fn snapshot(&self) -> ImageWriter {

@@ -18,6 +18,8 @@ use super::directory::DirectoryState;
 use super::error::{AtError, PlayError};
 use super::group::{Group, Kinds, locked};
 use super::hosted::{Cell, Hosted, Kind};
+use super::image::ImageWriter;
+use super::keeping::KeepingState;
 use super::lock::LockState;
 use super::map::MapState;
 use super::queue::QueueState;
@@ -78,6 +80,7 @@ impl Objects {
             Kind::of::<SetState>(),
             Kind::of::<QueueState>(),
             Kind::of::<LockState>(),
+            Kind::of::<KeepingState>(),
         ];
         let kinds = known.into_iter().map(|kind| (kind.name, kind)).collect();
         let kinds = Arc::new(Mutex::new(kinds));
@@ -276,13 +279,7 @@ impl Objects {
         position: Position,
         noted: bool,
     ) -> Result<Cell<O>, AtError> {
-        let end = self.shared.log.end().await.map_err(PlayError::from)?;
-        if position >= end.counter {
-            return Err(AtError::BeyondEnd {
-                asked: position,
-                end: end.counter,
-            });
-        }
+        let end = self.end_above(position).await?;
         let limit = if noted { position } else { position.next() };
         let mut group = self.apart::<O>(stream, limit).await?;
         if noted && let Some(cell) = locked(&group.world).cell_mut::<O>(stream) {
@@ -295,6 +292,40 @@ impl Objects {
             Some(stopped) => Err(PlayError::from(stopped.clone()).into()),
             None => Ok(*cell),
         }
+    }
+
+    /// Snapshots of several objects as they were once everything up to and including `position` had been applied.
+    pub(crate) async fn images_at(
+        &self,
+        objects: &[(Named, Kind)],
+        position: Position,
+    ) -> Result<Vec<ImageWriter>, AtError> {
+        let end = self.end_above(position).await?;
+        let mut group = Group::new(&self.shared.log, &self.shared.kinds, None);
+        for (object, kind) in objects {
+            group
+                .host_restored(object.stream, *kind, position.next())
+                .await?;
+        }
+        group.play_to(position.next(), end.term).await?;
+        let world = locked(&group.world);
+        let images = objects.iter().map(|(object, _)| world.image(object));
+        Ok(images.collect::<Result<_, _>>()?)
+    }
+
+    async fn end_above(&self, position: Position) -> Result<End, AtError> {
+        let end = self.shared.log.end().await.map_err(PlayError::from)?;
+        if position < end.counter {
+            return Ok(end);
+        }
+        Err(AtError::BeyondEnd {
+            asked: position,
+            end: end.counter,
+        })
+    }
+
+    pub(crate) fn kind(&self, name: &str) -> Option<Kind> {
+        locked(&self.shared.kinds).get(name).copied()
     }
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {

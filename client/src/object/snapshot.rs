@@ -10,12 +10,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use milonga_wire::limits::ENTRY_BYTES_MAX;
-use milonga_wire::{Position, Span, StreamId};
+use milonga_wire::{Position, Role, Span, StreamId};
 
 use super::codec::{self, Chunk, Manifest, Named, Record};
 use super::error::{PlayError, UpdateError};
 use super::hosted::{Hosted, Kind};
-use super::image::{ImageError, ImageReader, ImageWriter};
+use super::image::{ImageReader, ImageWriter};
+use super::keeping::Pinned;
 use crate::log::Log;
 
 /// Parts that are appended with one token.
@@ -24,6 +25,9 @@ const APPENDED_AT_ONCE: usize = 4;
 const READ_AT_ONCE: usize = 8;
 /// Reads of parts under way at once.
 const READS: usize = 2;
+
+/// Snapshots of at least this size are pinned while they are read: smaller ones are read within a moment.
+const PINNED_BYTES: u64 = 16 << 20;
 
 /// A snapshot that is in the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -48,6 +52,7 @@ pub(crate) async fn write(
     log: &Log,
     object: Named,
     as_of: Position,
+    is_past: bool,
     image: ImageWriter,
 ) -> Result<Snapshot, UpdateError> {
     let id = log.host().random.id();
@@ -68,7 +73,6 @@ pub(crate) async fn write(
         }
         chunks.extend(log.append_batch(&records, &[]).await?.positions);
     }
-    let needs = chunks.iter().copied().min().unwrap_or(as_of).min(as_of);
     let stream = stream_of(&object);
     let manifest = Manifest {
         object,
@@ -77,7 +81,9 @@ pub(crate) async fn write(
         chunks,
         bytes,
         crc,
+        is_past,
     };
+    let needs = manifest.needs();
     let record = codec::manifest(manifest);
     let record = record.map_err(UpdateError::too_large(
         "a manifest of a snapshot",
@@ -110,23 +116,32 @@ pub(crate) async fn newest(
         stream,
         kind: kind.name.to_owned(),
     };
-    let manifests = manifests(log, &object).await?.into_iter();
-    let mut usable: Vec<_> = manifests.filter(|(_, it)| it.as_of <= limit).collect();
-    // The one that holds most first: a slow writer's manifest may lie behind those of later ones.
-    usable.sort_unstable_by_key(|(position, it)| std::cmp::Reverse((it.as_of, *position)));
-    for (position, manifest) in usable {
-        match read(log, position, &manifest).await? {
-            Some(image) => {
-                let restored = (kind.restored)(manifest.as_of, image);
-                let wrong = |why| PlayError::Snapshot { position, why };
-                return restored.map(Some).map_err(wrong);
-            }
-            None => {
-                tracing::debug!(%position, "a snapshot that was trimmed or damaged is passed over");
+    let mut last = None;
+    loop {
+        let manifests = manifests(log, &object).await?;
+        let newest = manifests.last_key_value().map(|(position, _)| *position);
+        if newest == last {
+            return Ok(None);
+        }
+        // What is written while one is read may let that go.
+        last = newest;
+        let usable = |it: &Manifest| it.as_of <= limit && !it.is_past;
+        let mut usable: Vec<_> = manifests.into_iter().filter(|(_, it)| usable(it)).collect();
+        // The one that holds most first: a slow writer's manifest may lie behind those of later ones.
+        usable.sort_unstable_by_key(|(position, it)| std::cmp::Reverse((it.as_of, *position)));
+        for (position, manifest) in usable {
+            match read_pinned(log, position, &manifest).await? {
+                Some(image) => {
+                    let restored = (kind.restored)(manifest.as_of, image);
+                    let wrong = |why| PlayError::Snapshot { position, why };
+                    return restored.map(Some).map_err(wrong);
+                }
+                None => {
+                    tracing::debug!(%position, "a snapshot that was trimmed or damaged is passed over");
+                }
             }
         }
     }
-    Ok(None)
 }
 
 /// All snapshots of an object whose manifests can be read, by the position of those.
@@ -153,21 +168,29 @@ pub(crate) async fn manifests(
     Ok(manifests)
 }
 
-/// The snapshot whose manifest is at `position`.
-pub(crate) async fn image(log: &Log, position: Position) -> Result<ImageReader, PlayError> {
-    let wrong = |why: &str| PlayError::Snapshot {
-        position,
-        why: ImageError {
-            why: why.to_owned(),
-        },
-    };
+/// The snapshot whose manifest is at `position`; none if it, or a part of it, is not there any more.
+pub(crate) async fn image(log: &Log, position: Position) -> Result<Option<ImageReader>, PlayError> {
     let entry = log.read(position).await?;
     let record = entry.payload().map(|bytes| Record::parse(bytes));
-    let Some(Ok(Record::Manifest(manifest))) = record else {
-        return Err(wrong("there is none"));
-    };
-    let image = read(log, position, &manifest).await?;
-    image.ok_or_else(|| wrong("parts of it are missing"))
+    match record {
+        Some(Ok(Record::Manifest(manifest))) => read(log, position, &manifest, None).await,
+        Some(_) | None => Ok(None),
+    }
+}
+
+/// Reads a snapshot, and keeps a large one from being trimmed meanwhile.
+async fn read_pinned(
+    log: &Log,
+    position: Position,
+    manifest: &Manifest,
+) -> Result<Option<ImageReader>, PlayError> {
+    if manifest.bytes < PINNED_BYTES || !log.may(Role::Writer) {
+        return read(log, position, manifest, None).await;
+    }
+    let mut pinned = Pinned::new(log, manifest.needs()).await;
+    let image = read(log, position, manifest, Some(&mut pinned)).await;
+    pinned.release().await;
+    image
 }
 
 /// The parts of a snapshot; none if some are missing or are not what the manifest says.
@@ -175,11 +198,15 @@ async fn read(
     log: &Log,
     position: Position,
     manifest: &Manifest,
+    mut pinned: Option<&mut Pinned>,
 ) -> Result<Option<ImageReader>, PlayError> {
     let rises = manifest.chunks.windows(2).all(|pair| pair[0] < pair[1]);
     let batch = if rises { READ_AT_ONCE } else { 1 };
     let mut parts = vec![];
     for some in manifest.chunks.chunks(batch * READS) {
+        if let Some(pinned) = &mut pinned {
+            pinned.renew_if_due().await;
+        }
         let reads: Vec<_> = some
             .chunks(batch)
             .map(|positions| log.read_each(positions))

@@ -211,6 +211,7 @@ impl Transact {
             let repeats = match verdict {
                 Verdict::Committed => None,
                 Verdict::Conflict(Conflict::Repeated { first }) => Some(first),
+                Verdict::Conflict(Conflict::Late) => unreachable!("it takes nothing back"),
                 Verdict::Conflict(Conflict::Changed {
                     object,
                     part,
@@ -247,6 +248,14 @@ impl Transact {
             });
         }
         unreachable!("attempts are counted up to more than anybody lives to see")
+    }
+
+    /// Appends writes that check nothing, and plays up to them.
+    pub(super) async fn commit(&self, writes: Writes) -> Result<(Position, Verdict), Undone> {
+        let sealed = writes.sealed(vec![], None).map_err(Undone::Update)?;
+        let synced = self.objects.sync().await;
+        synced.map_err(Undone::Play)?;
+        self.decide(&sealed).await
     }
 
     /// What the body returns, and what it wants to be appended.
@@ -374,7 +383,8 @@ struct Attempt {
 }
 
 /// Why what became of an attempt is not known.
-enum Undone {
+pub(super) enum Undone {
+    Play(PlayError),
     Update(UpdateError),
     Undecided(Position, PlayError),
 }
@@ -382,6 +392,7 @@ enum Undone {
 impl<E> TransactError<E> {
     fn of(undone: Undone) -> Self {
         match undone {
+            Undone::Play(error) => Self::Play(error),
             Undone::Update(error) => Self::Update(error),
             Undone::Undecided(position, why) => Self::Undecided { position, why },
         }

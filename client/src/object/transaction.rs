@@ -51,7 +51,6 @@ impl Writes {
     }
 
     /// Takes `object` back to the snapshot whose manifest is at `manifest`.
-    #[cfg(test)]
     pub(crate) fn reset(&mut self, object: &Named, manifest: Position) {
         let number = self.number(object);
         self.all.push(Write {

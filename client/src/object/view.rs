@@ -10,69 +10,54 @@ use milonga_wire::{Position, StreamId};
 use super::Object;
 use super::codec::{self, Named, Once};
 use super::error::{AtError, DecideError, PlayError, UpdateError};
-use super::hosted::{Applied, Hosted, Kind, Stopped};
+use super::hold::Hold;
+use super::hosted::{Applied, Kind};
 use super::objects::{Objects, named};
 use super::once::ONCE_BYTES_MAX;
-use super::snapshot::{self, Snapshot};
+use super::snapshot::Snapshot;
 use crate::log::Log;
 
 /// A copy of an object that follows its stream. Clones share it. Once the last is dropped, it is not played any more.
 pub struct View<O: Object> {
-    handle: Arc<Handle>,
+    hold: Arc<Hold>,
     kind: PhantomData<fn() -> O>,
 }
 
 impl<O: Object> Clone for View<O> {
     fn clone(&self) -> Self {
         Self {
-            handle: Arc::clone(&self.handle),
+            hold: Arc::clone(&self.hold),
             kind: PhantomData,
         }
     }
 }
 
-struct Handle {
-    objects: Objects,
-    object: Named,
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.objects.not_viewed(&self.object);
-    }
-}
-
 impl<O: Object> View<O> {
     pub(super) fn new(objects: &Objects, stream: StreamId) -> Self {
-        let object = named::<O>(stream);
-        objects.viewed(&object, Kind::of::<O>());
-        let handle = Handle {
-            objects: objects.clone(),
-            object,
-        };
+        let hold = Hold::new(objects, named::<O>(stream), Kind::of::<O>());
         Self {
-            handle: Arc::new(handle),
+            hold: Arc::new(hold),
             kind: PhantomData,
         }
     }
 
     /// The objects that it is played with.
     pub fn objects(&self) -> &Objects {
-        &self.handle.objects
+        self.hold.objects()
     }
 
     /// The stream that feeds it.
     pub fn stream(&self) -> StreamId {
-        self.handle.object.stream
+        self.hold.object().stream
     }
 
     pub(crate) fn named(&self) -> &Named {
-        &self.handle.object
+        self.hold.object()
     }
 
     /// The client it plays with.
     pub fn log(&self) -> &Log {
-        self.handle.objects.log()
+        self.objects().log()
     }
 
     /// Everything below this position has been played here.
@@ -91,23 +76,7 @@ impl<O: Object> View<O> {
     /// # Errors
     /// [`PlayError`]: the view stays where it is, or where the trouble begins.
     pub async fn sync(&self) -> Result<(), PlayError> {
-        self.objects().sync_for(self.named()).await?;
-        match self.stopped() {
-            None => Ok(()),
-            Some(Stopped::Trimmed(_)) => {
-                self.objects().reload(Some(self.named())).await?;
-                self.stopped().map_or(Ok(()), |stopped| Err(stopped.into()))
-            }
-            Some(stopped @ Stopped::Operation(..)) => Err(stopped.into()),
-        }
-    }
-
-    fn stopped(&self) -> Option<Stopped> {
-        let world = self.objects().world();
-        world
-            .object(self.named())
-            .and_then(Hosted::stopped)
-            .cloned()
+        self.hold.sync().await
     }
 
     /// Reads the state as it is once everything acknowledged before this call is in it.
@@ -257,14 +226,7 @@ impl<O: Object> View<O> {
     /// # Errors
     /// [`SnapshotError`].
     pub async fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
-        self.sync().await?;
-        let (as_of, image) = {
-            let world = self.objects().world();
-            let cell = world.playable::<O>(self.named())?;
-            (world.behind(cell), cell.snapshot())
-        };
-        let written = snapshot::write(self.log(), self.named().clone(), as_of, image).await;
-        Ok(written?)
+        self.hold.snapshot().await
     }
 }
 

@@ -12,7 +12,7 @@ use super::Object;
 use super::codec::{Change, Commit, Conflict, Decision, Named, Record, Verdict};
 use super::error::PlayError;
 use super::hosted::{Cell, Hosted, Stopped};
-use super::image::ImageReader;
+use super::image::{ImageReader, ImageWriter};
 use super::waiting::Waiting;
 
 /// Objects, all at one place in the log.
@@ -101,6 +101,21 @@ impl World {
         let all = self.hosted.get(&named.stream)?;
         let mut all = all.iter().filter(|object| object.kind() == named.kind);
         all.next().map(|object| &**object)
+    }
+
+    pub(crate) fn object_mut(&mut self, named: &Named) -> Option<&mut Box<dyn Hosted>> {
+        let mut all = self.hosted.get_mut(&named.stream)?.iter_mut();
+        all.find(|object| object.kind() == named.kind)
+    }
+
+    /// A snapshot of the object, if it can be played on.
+    pub(crate) fn image(&self, object: &Named) -> Result<ImageWriter, PlayError> {
+        let found = self.object(object);
+        let found = found.ok_or_else(|| PlayError::Unopened(object.clone()))?;
+        match found.stopped() {
+            Some(stopped) => Err(stopped.clone().into()),
+            None => Ok(found.snapshot()),
+        }
     }
 
     /// Whether `object` cannot be played on because what it missed was trimmed.
@@ -264,6 +279,9 @@ impl World {
 
     /// What becomes of a transaction at `position`; none if it cannot be decided here.
     pub(crate) fn decide(&self, position: Position, commit: &Commit) -> Option<Verdict> {
+        if commit.is_late(position) {
+            return Some(Verdict::Conflict(Conflict::Late));
+        }
         let at_hand = |number: u32| {
             let object = self.object(commit.object(number))?;
             is_played(object, position).then_some(object)

@@ -9,9 +9,11 @@ mod cursor;
 mod demo;
 mod dev;
 mod inspect;
+mod keep;
 mod kv;
 mod lock;
 mod log;
+mod object;
 mod servers;
 mod status;
 mod verify;
@@ -137,6 +139,16 @@ enum Command {
     Lock(lock::LockCommand),
     /// Puts and gets keys of a replicated map.
     Kv(kv::Kv),
+    /// The objects that have names: what there is, and going back to what they were.
+    #[command(
+        subcommand,
+        after_help = "Example:
+  milonga object list
+  milonga object roll-back default --to 4711"
+    )]
+    Object(object::ObjectCommand),
+    /// Keeps the log in order: snapshots, and trims.
+    Keep(keep::Keep),
     /// Measures, with the ratio to a bare baseline.
     Bench(bench::Bench),
     /// Is one bare server of a baseline.
@@ -200,6 +212,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Cursor(cursor) => wait(&context, cursor.run(&context)),
         Command::Lock(lock) => wait(&context, lock.run(&context)),
         Command::Kv(kv) => wait(&context, kv.run(&context)),
+        Command::Object(object) => wait(&context, object.run(&context)),
+        Command::Keep(keep) => wait(&context, keep.run(&context)),
         Command::Bench(bench) => bench.run(&context),
         Command::BenchNode(node) => Ok(crate::bench::node(&node)?),
         Command::Inspect(inspect) => inspect.run(&context),
@@ -211,7 +225,9 @@ impl Context {
     /// Servers say what they do; other commands only what is wrong.
     fn start_logging(&self, command: &Command) -> Outcome {
         let usual = match command {
-            Command::Layout(_) | Command::Sequencer(_) | Command::Logunit(_) => "info",
+            Command::Layout(_) | Command::Sequencer(_) | Command::Logunit(_) | Command::Keep(_) => {
+                "info"
+            }
             _ => "warn",
         };
         let filter = self.log.as_deref().unwrap_or(usual);

@@ -449,7 +449,8 @@ async fn a_watch_waits_for_changes_and_survives_trouble() {
         positions
     };
 
-    let (positions, ()) = futures_util::future::join(watching, writing).await;
+    let both = futures_util::future::join(watching, writing);
+    let (positions, ()) = Box::pin(both).await;
 
     assert!(
         positions.windows(2).all(|pair| pair[0] < pair[1]),

@@ -255,7 +255,14 @@ async fn a_snapshot_that_was_written_slowly_hides_no_newer_one() {
         .trim(newer.needs)
         .await
         .unwrap();
-    let slow = write(map.view().log(), map.view().named().clone(), as_of, image).await;
+    let slow = write(
+        map.view().log(),
+        map.view().named().clone(),
+        as_of,
+        false,
+        image,
+    )
+    .await;
     assert!(slow.unwrap().manifest > newer.manifest);
 
     let (_, [late]) = process(&cluster, ["a"]);

@@ -717,27 +717,3 @@ async fn what_is_only_written_need_not_be_known_to_decide() {
     log.append(sealed.record, &sealed.streams).await.unwrap();
     assert_eq!(value(&half, "k").await, 2);
 }
-
-/// An object that is let go and opened at the same moment is either played or still to be brought up.
-#[tokio::test(start_paused = true)]
-async fn a_view_that_is_opened_while_the_last_one_goes_has_its_object() {
-    let cluster = Cluster::new(1, 2, 3);
-    let (objects, [map]) = process(&cluster, ["a"]);
-    map.put("k", "1").await.unwrap();
-    let mut view = map.view().clone();
-    drop(map);
-    for _ in 0..300 {
-        view.sync().await.unwrap();
-        let stream = view.stream();
-        let start = std::sync::Barrier::new(2);
-        view = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                start.wait();
-                drop(view);
-            });
-            start.wait();
-            objects.host::<MapState>(stream)
-        });
-        assert_eq!(view.read(MapState::len).await.unwrap(), 1);
-    }
-}

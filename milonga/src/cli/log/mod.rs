@@ -1,6 +1,7 @@
 //! `milonga log`: appends to and reads the log.
 
 mod append;
+mod keeping;
 mod read;
 
 use std::str::FromStr;
@@ -15,6 +16,8 @@ use super::Context;
 use crate::failure::{Code, Failure, Outcome};
 use crate::look::Sight;
 use crate::output::bytes;
+
+pub(super) use keeping::size;
 
 /// How long a server may take to say who it is.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -48,12 +51,36 @@ pub(super) enum LogCommand {
         /// Where.
         position: u64,
     },
-    /// Gives back the space of everything below a position.
+    /// Gives back the space below a position, as far as no object, cursor or reader needs it.
     #[command(after_help = "Example:
+  milonga log needs               # who needs what
   milonga log trim 100000")]
     Trim {
         /// The first position kept.
         position: u64,
+        /// Even what is needed: objects without a later snapshot are lost, readers are told that it is gone.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Prints who needs the log, and from where on.
+    #[command(after_help = "Example:
+  milonga log needs -o json")]
+    Needs,
+    /// Prints or sets what of the log is given up by itself.
+    #[command(after_help = "Example:
+  milonga log retention --age 7d --size 20GiB
+  milonga log retention --snapshot-updates 100000
+  milonga log retention")]
+    Retention(keeping::Retain),
+    /// Prints the position below which everything was appended before a time.
+    #[command(after_help = "Example:
+  milonga log retention --note-times
+  milonga log at 2h
+  milonga log at 2026-11-23T12:00:00")]
+    At {
+        /// A time in UTC, or how long ago.
+        #[arg(value_parser = keeping::time)]
+        time: keeping::Time,
     },
     /// Prints sizes, and how fast the log grows.
     #[command(after_help = "Example:
@@ -78,11 +105,6 @@ struct Filled {
 }
 
 #[derive(Serialize)]
-struct Trimmed {
-    trimmed: u64,
-}
-
-#[derive(Serialize)]
 struct Stat {
     end: u64,
     settled: u64,
@@ -101,7 +123,12 @@ impl LogCommand {
             Self::Follow(follow) => follow.run(context).await,
             Self::End => end(context).await,
             Self::Fill { position } => fill(context, Position(position)).await,
-            Self::Trim { position } => trim(context, Position(position)).await,
+            Self::Trim { position, force } => {
+                Box::pin(keeping::trim(context, Position(position), force)).await
+            }
+            Self::Needs => Box::pin(keeping::needs(context)).await,
+            Self::Retention(retain) => Box::pin(retain.run(context)).await,
+            Self::At { time } => Box::pin(keeping::at(context, time)).await,
             Self::Stat { interval } => stat(context, interval).await,
         }
     }
@@ -126,14 +153,6 @@ async fn fill(context: &Context, position: Position) -> Outcome {
     context
         .output
         .one(&filled, || format!("{position} holds {outcome}"))
-}
-
-async fn trim(context: &Context, to: Position) -> Outcome {
-    let trimmed = context.cluster.connect()?.trim(to).await?;
-    let printed = Trimmed { trimmed: trimmed.0 };
-    context
-        .output
-        .one(&printed, || format!("trimmed to {trimmed}"))
 }
 
 async fn stat(context: &Context, interval: Duration) -> Outcome {

@@ -1,0 +1,184 @@
+//! Who needs the log from where on, and trimming no further than that.
+
+use futures_util::future::try_join_all;
+use milonga_wire::{Position, Span, StreamId};
+
+use super::{Keeping, KeepingState};
+use crate::log::Log;
+use crate::object::codec::{BACK_WITHIN, Manifest, Named};
+use crate::object::cursors::CursorsState;
+use crate::object::directory::{DirectoryState, Listed};
+use crate::object::error::{DecideError, OpenError, PlayError};
+use crate::object::lock::LockError;
+use crate::object::snapshot;
+use crate::object::{Cursors, Object, SnapshotError};
+use crate::trim::TrimError;
+
+/// Objects that are looked at at once.
+const AT_ONCE: usize = 16;
+
+/// Something that needs the log from a position on.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Need {
+    /// What: `object NAME`, `cursor NAME` or `pin POSITION`.
+    pub what: String,
+    /// From here on.
+    pub from: Position,
+}
+
+/// How far the log was trimmed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Kept {
+    /// Everything below it was given back.
+    pub trimmed: Position,
+    /// What kept more from being given back, if something did.
+    pub held_by: Option<Need>,
+}
+
+/// Why the work was not done.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum KeepError {
+    /// What is needed could not be played.
+    #[error(transparent)]
+    Play(#[from] PlayError),
+    /// Something could not be noted.
+    #[error(transparent)]
+    Decide(#[from] DecideError),
+    /// The lock of those who do the work could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// That lock was not to be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A snapshot could not be written.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// It could not be trimmed.
+    #[error(transparent)]
+    Trim(#[from] TrimError),
+}
+
+/// An object that is kept, and what is left of its history.
+pub(super) struct Own {
+    pub(super) name: String,
+    pub(super) object: Named,
+    /// The newest snapshot from which it can be started.
+    pub(super) newest: Option<Manifest>,
+    /// From here on it needs the log.
+    pub(super) from: Position,
+}
+
+impl Keeping {
+    pub(super) fn log(&self) -> &Log {
+        self.view.log()
+    }
+
+    /// Everything that needs some of the log, lowest first.
+    ///
+    /// # Errors
+    /// [`PlayError`].
+    pub async fn needs(&self) -> Result<Vec<Need>, PlayError> {
+        let need = |what, from| Need { what, from };
+        let mut needs = vec![];
+        for (name, cursor) in Cursors::open(self.view.objects()).all().await? {
+            needs.push(need(format!("cursor {name}"), cursor.position));
+        }
+        let pins = self.view.read(|state| state.pins().collect::<Vec<_>>());
+        for (name, pin) in pins.await? {
+            needs.push(need(format!("pin {name}"), pin.from));
+        }
+        for own in self.objects().await? {
+            needs.push(need(format!("object {}", own.name), own.from));
+        }
+        needs.sort_by(|one, other| (one.from, &one.what).cmp(&(other.from, &other.what)));
+        Ok(needs)
+    }
+
+    /// Every object that has a name, and those of the runtime itself.
+    pub(super) async fn objects(&self) -> Result<Vec<Own>, PlayError> {
+        let mut all: Vec<(String, Named, Option<Position>)> = vec![];
+        for (name, listed) in self.view.objects().all().await? {
+            let Listed {
+                kind,
+                stream,
+                since,
+            } = listed;
+            all.push((name, Named { stream, kind }, Some(since)));
+        }
+        for kind in [DirectoryState::KIND, CursorsState::KIND, KeepingState::KIND] {
+            let stream = StreamId::of_name(kind);
+            let kind = kind.to_owned();
+            all.push((kind.clone(), Named { stream, kind }, None));
+        }
+        let mut objects = vec![];
+        for some in all.chunks(AT_ONCE) {
+            let looks = some
+                .iter()
+                .map(|(name, object, since)| look(self.log(), name, object, *since));
+            objects.extend(try_join_all(looks).await?.into_iter().flatten());
+        }
+        Ok(objects)
+    }
+
+    /// Trims up to `to`, but no further than what somebody needs (R1).
+    ///
+    /// # Errors
+    /// [`KeepError`].
+    pub async fn trim(&self, to: Position) -> Result<Kept, KeepError> {
+        let end = self.log().end().await.map_err(PlayError::from)?.counter;
+        if to > end {
+            return Err(TrimError::BeyondEnd { asked: to, end }.into());
+        }
+        let lowest = self.needs().await?.into_iter().next();
+        let held_by = lowest.filter(|need| need.from < to);
+        let limit = held_by.as_ref().map_or(to, |need| need.from);
+        let trimmed = self.log().trim(limit).await?;
+        Ok(Kept { trimmed, held_by })
+    }
+}
+
+/// None if nothing was ever written to it.
+async fn look(
+    log: &Log,
+    name: &str,
+    object: &Named,
+    since: Option<Position>,
+) -> Result<Option<Own>, PlayError> {
+    let manifests = snapshot::manifests(log, object).await?;
+    let usable = manifests.values().filter(|it| !it.is_past);
+    let newest = usable.max_by_key(|it| it.as_of).cloned();
+    let first = match (&newest, since) {
+        (Some(newest), _) => newest.needs(),
+        (None, Some(since)) => since,
+        (None, None) => match first_of(log, object.stream).await? {
+            Some(first) => first,
+            None => return Ok(None),
+        },
+    };
+    // R3.
+    let as_of = newest.as_ref().map_or(Position::FIRST, |it| it.as_of);
+    let back = manifests
+        .iter()
+        .filter(|(position, it)| it.is_past && as_of <= position.plus(BACK_WITHIN));
+    let back = back.map(|(_, it)| it.needs()).min();
+    Ok(Some(Own {
+        name: name.to_owned(),
+        object: object.clone(),
+        newest,
+        from: back.map_or(first, |back| back.min(first)),
+    }))
+}
+
+/// The first record of a stream that is left; none if there is none.
+async fn first_of(log: &Log, stream: StreamId) -> Result<Option<Position>, PlayError> {
+    let end = log.end_of(&[stream]).await?;
+    let last = end.streams.first().map(|link| &link.before);
+    let span = Span::new(Position::FIRST, end.counter);
+    let mut reader = log.stream_reader(stream, span, last);
+    while let Some(entries) = reader.next().await? {
+        if let Some(first) = entries.iter().find(|entry| entry.payload().is_some()) {
+            return Ok(Some(first.position));
+        }
+    }
+    Ok(None)
+}
