@@ -263,6 +263,15 @@ impl Commit {
         numbers.map(|number| self.object(number)).collect()
     }
 
+    /// The one object that it writes, if it checks that and nothing else: then nobody tells what became of it, since everybody who
+    /// plays that object can decide.
+    pub(crate) fn alone(&self) -> Option<&Named> {
+        let mut decided_by = self.decided_by().into_iter();
+        let only = decided_by.next().filter(|_| decided_by.next().is_none())?;
+        let mut written = self.writes.iter().map(|write| self.object(write.object));
+        written.all(|object| object == only).then_some(only)
+    }
+
     /// Whether it goes back to what need not be there any more where it lies.
     pub(crate) fn is_late(&self, position: Position) -> bool {
         self.writes.iter().any(|write| match write.change {

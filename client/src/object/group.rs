@@ -189,7 +189,32 @@ impl Group {
                     Ok(())
                 }
                 Lacking::Decision(of, stream) => self.bring_decision(of, stream).await,
+                Lacking::Object(of, object) => self.bring_object(of, object).await,
             }
+        })
+    }
+
+    /// Plays along from now on an object that decides what another here takes part in.
+    async fn bring_object(&mut self, of: Position, object: Named) -> Result<(), PlayError> {
+        let Some((end, term)) = self.playback.under_way() else {
+            return Ok(());
+        };
+        let kind = self.kind_for(of, &object.kind)?;
+        let mut companion = Self::new(&self.log, &self.kinds, None);
+        companion.host_restored(object.stream, kind, of).await?;
+        companion.play_to(of, term).await?;
+        self.absorb(companion);
+        // Nothing of what was played already lies between there and here, so it goes on where both stand.
+        self.playback.begin_to(end, term, BTreeMap::new());
+        Ok(())
+    }
+
+    /// What an object that is needed to decide the transaction at `of` is.
+    fn kind_for(&self, of: Position, kind: &str) -> Result<Kind, PlayError> {
+        let known = locked(&self.kinds).get(kind).copied();
+        known.ok_or_else(|| PlayError::Undecided {
+            position: of,
+            why: format!("this program knows no objects that are a {kind}"),
         })
     }
 
@@ -268,9 +293,7 @@ impl Group {
         let commit = commit_in(&entry).ok_or_else(|| undecided("it is not readable".to_owned()))?;
         let mut shadow = Self::new(&self.log, &self.kinds, None);
         for Named { stream, kind } in commit.decided_by() {
-            let known = locked(&self.kinds).get(kind.as_str()).copied();
-            let unknown = || undecided(format!("this program knows no objects that are a {kind}"));
-            let kind = known.ok_or_else(unknown)?;
+            let kind = self.kind_for(of, kind)?;
             shadow.host_restored(*stream, kind, of).await?;
         }
         shadow.play_to(of, term).await?;

@@ -42,6 +42,8 @@ mod playback;
 pub mod queue;
 pub mod register;
 mod roll_back;
+#[cfg(test)]
+mod second_index_tests;
 pub mod set;
 mod snapshot;
 mod transact;

@@ -119,6 +119,11 @@ impl Playback {
         self.reading = Some((Reading::Here(together), end, term));
     }
 
+    /// Up to where it was begun, and has not come yet.
+    pub(crate) fn under_way(&self) -> Option<(Position, Term)> {
+        self.reading.as_ref().map(|(_, end, term)| (*end, *term))
+    }
+
     /// Whether it was begun and has not come to the end yet.
     pub(crate) fn has_begun(&self) -> bool {
         self.reading.is_some()

@@ -39,6 +39,8 @@ pub(crate) enum Lacking {
     Decision(Position, StreamId),
     /// The snapshot with this manifest.
     Image(Position),
+    /// An object that alone decides the transaction at this position, and is not here: another that the same stream feeds is.
+    Object(Position, Named),
 }
 
 impl World {
@@ -264,7 +266,13 @@ impl World {
                 self.concerned(position, links),
             ) {
                 (Some(verdict), _) => verdict.clone(),
-                (None, Some(stream)) => return Err(Lacking::Decision(position, stream)),
+                (None, Some(stream)) => {
+                    let alone = commit.alone().filter(|it| self.object(it).is_none());
+                    return Err(match alone {
+                        Some(object) => Lacking::Object(position, object.clone()),
+                        None => Lacking::Decision(position, stream),
+                    });
+                }
                 (None, None) => return Ok(()),
             },
         };
