@@ -257,7 +257,7 @@ impl<O: Object> Hosted for Cell<O> {
         };
         match part {
             Part::Whole => whole,
-            Part::Key(_) | Part::Keys(_) => self.state.seen(part).unwrap_or(whole),
+            Part::Key(_) | Part::Keys(_) | Part::Lease(_) => self.state.seen(part).unwrap_or(whole),
         }
     }
 
@@ -269,6 +269,8 @@ impl<O: Object> Hosted for Cell<O> {
             (Part::Key(one), Part::Key(other)) => *one == other,
             (Part::Keys(keys), Part::Key(key)) => keys.contains(&key),
             (Part::Whole, _) | (_, Part::Whole | Part::Keys(_)) => true,
+            // Which keys went with a lease cannot be told any more.
+            (Part::Lease(_), _) | (_, Part::Lease(_)) => false,
         }
     }
 

@@ -23,6 +23,11 @@ impl Keys {
         }
     }
 
+    /// No key.
+    pub(crate) fn none() -> Self {
+        Self::one("").after("")
+    }
+
     /// One key.
     pub fn one(key: impl Into<Bytes>) -> Self {
         let key = key.into();
@@ -73,10 +78,10 @@ impl Keys {
         RangeBounds::<Bytes>::contains(&(self.start.as_ref(), self.end.as_ref()), key)
     }
 
-    /// How a part of an object stands of which `seen` tells how some keys do; none for all of it.
+    /// How a part of an object stands of which `seen` tells how some keys do; none for what is no key.
     pub(crate) fn seen(part: &Part, seen: impl FnOnce(&Self) -> Seen) -> Option<Seen> {
         match part {
-            Part::Whole => None,
+            Part::Whole | Part::Lease(_) => None,
             Part::Key(key) => Some(seen(&Self::one(key.clone()))),
             Part::Keys(keys) => Some(seen(keys)),
         }
@@ -134,6 +139,7 @@ mod tests {
         let keys = Keys::prefix("b").after("a");
         assert!(keys.contains(&key(b"b")) && !keys.contains(&key(b"aa")));
         assert!(Keys::one("b").after("b").bounds().is_none());
+        assert!(Keys::none().bounds().is_none());
         assert!(Keys::range(key(b"c")..key(b"a")).bounds().is_none());
         assert!(Keys::one("b").bounds().is_some());
     }

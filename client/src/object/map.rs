@@ -1,8 +1,10 @@
 //! A replicated map: ordered, from byte keys to byte values, each with the position of its last write.
 //!
 //! Every key is allowed, the empty one too. Reads are linearizable unless they say otherwise. All of it is in memory, in
-//! every process that opened it: about 230 bytes for each key, beside the key and its value.
+//! every process that opened it: about 230 bytes for each key, beside the key and its value, and some 130 more for one that
+//! is bound to a lease ([`lease`]).
 
+pub mod lease;
 mod state;
 mod transaction;
 mod watch;
@@ -11,6 +13,7 @@ use bytes::Bytes;
 use milonga_wire::Position;
 
 pub use super::Keys;
+pub use lease::{Lease, LeaseError, LeaseState};
 pub use state::{Expect, KEY_BYTES_MAX, MapState, Outcome, Page, Update, Versioned};
 pub use watch::{Change, Watch};
 
@@ -31,6 +34,17 @@ pub enum Cas {
         /// What stood in the way; nothing if the key was absent.
         found: Option<Versioned>,
     },
+}
+
+impl Cas {
+    /// None if the update was about a lease, or wanted one that had ended.
+    fn of(position: Position, outcome: Outcome) -> Option<Self> {
+        match outcome {
+            Outcome::Conflict { found } => Some(Self::Conflict { position, found }),
+            Outcome::Put | Outcome::Deleted { .. } => Some(Self::Done { position }),
+            Outcome::Lives { .. } | Outcome::Ended { .. } | Outcome::NoLease { .. } => None,
+        }
+    }
 }
 
 /// A replicated map. Clones share one copy of it.
@@ -144,23 +158,18 @@ impl Map {
     ) -> Result<Cas, DecideError> {
         let update = Update::Cas { key, expect, value };
         let (position, outcome) = self.view.update(&update).await?;
-        Ok(match outcome {
-            Outcome::Conflict { found } => Cas::Conflict { position, found },
-            Outcome::Put | Outcome::Deleted { .. } => Cas::Done { position },
-        })
+        Ok(Cas::of(position, outcome).expect("it names no lease"))
     }
 
     /// What became of the conditional write at `position`, if there is one: for a write whose position was found out by
-    /// [`crate::Log::resume`]. Replays the map up to there.
+    /// [`crate::Log::resume`]. Replays the map up to there. None, too, if nothing was changed because the key was to be bound to a
+    /// lease that had ended.
     ///
     /// # Errors
     /// [`AtError`].
     pub async fn cas_at(&self, position: Position) -> Result<Option<Cas>, AtError> {
         let outcome = self.view.outcome_at(position).await?;
-        Ok(outcome.map(|outcome| match outcome {
-            Outcome::Conflict { found } => Cas::Conflict { position, found },
-            Outcome::Put | Outcome::Deleted { .. } => Cas::Done { position },
-        }))
+        Ok(outcome.and_then(|outcome| Cas::of(position, outcome)))
     }
 
     /// The value of `key` once everything acknowledged before this call is in the map.

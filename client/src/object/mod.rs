@@ -41,6 +41,7 @@ mod part;
 mod playback;
 pub mod queue;
 pub mod register;
+mod renewing;
 mod roll_back;
 #[cfg(test)]
 mod second_index_tests;

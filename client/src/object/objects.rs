@@ -6,9 +6,10 @@
 //! An object that is opened later catches up by itself, from its newest snapshot on, while the others go on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use milonga_wire::{Position, StreamId};
+use milonga_wire::{Position, Role, StreamId};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Object;
 use super::codec::Named;
@@ -22,6 +23,7 @@ use super::image::ImageWriter;
 use super::keeping::KeepingState;
 use super::lock::LockState;
 use super::map::MapState;
+use super::map::lease::{self, Kept};
 use super::queue::QueueState;
 use super::register::RegisterState;
 use super::set::SetState;
@@ -35,6 +37,16 @@ use crate::log::{End, Log};
 #[derive(Clone)]
 pub struct Objects {
     shared: Arc<Shared>,
+}
+
+/// The same, without keeping them alive.
+pub(super) struct WeakObjects(Weak<Shared>);
+
+impl WeakObjects {
+    pub(super) fn upgrade(&self) -> Option<Objects> {
+        let shared = self.0.upgrade()?;
+        Some(Objects { shared })
+    }
 }
 
 struct Shared {
@@ -57,6 +69,8 @@ struct Views {
     /// Of those, the ones that have not caught up: all others are in the world.
     behind: BTreeMap<Named, Kind>,
     kept: BTreeSet<Named>,
+    /// The maps whose leases are watched over here, for as long as they have views.
+    keepers: BTreeMap<Named, DropGuard>,
 }
 
 /// Which rounds have been.
@@ -151,10 +165,61 @@ impl Objects {
             rounds.began += 1;
         }
         let result = self.play(&mut group).await;
+        self.attend();
         let mut rounds = locked(&shared.rounds);
         rounds.ended = rounds.began;
         rounds.result = Some(result.clone());
         result
+    }
+
+    /// From now on somebody watches over the leases of the maps that have some.
+    fn attend(&self) {
+        if !self.log().may(Role::Writer) {
+            return;
+        }
+        let leased: Vec<Named> = {
+            let world = self.world();
+            let maps = world.cells::<MapState>();
+            let leased = maps.filter(|(_, map)| map.stopped().is_none() && map.state.has_leases());
+            leased
+                .map(|(stream, _)| named::<MapState>(stream))
+                .collect()
+        };
+        for map in leased {
+            let mut views = locked(&self.shared.views);
+            if !views.count.contains_key(&map) || views.keepers.contains_key(&map) {
+                continue;
+            }
+            let unneeded = CancellationToken::new();
+            let guard = unneeded.clone().drop_guard();
+            views.keepers.insert(map.clone(), guard);
+            let keeping = lease::keep(self, map);
+            self.log().host().tasks.spawn(async move {
+                unneeded.run_until_cancelled(keeping).await;
+            });
+        }
+    }
+
+    /// The leases of a map, for who watches over them; if there are none, nobody does any more.
+    pub(super) fn leases_of(&self, map: &Named) -> Option<Vec<Kept>> {
+        let mut views = locked(&self.shared.views);
+        let leases: Vec<Kept> = {
+            let world = self.world();
+            let playable = world.playable::<MapState>(map).ok();
+            let leases = playable.into_iter().flat_map(|map| map.state.leases());
+            leases
+                .map(|(lease, found)| Kept {
+                    lease,
+                    renewed: found.renewed(),
+                    ttl: found.ttl(),
+                })
+                .collect()
+        };
+        if leases.is_empty() {
+            views.keepers.remove(map);
+            return None;
+        }
+        Some(leases)
     }
 
     /// The confirmed end, and everything up to it.
@@ -350,9 +415,14 @@ impl Objects {
             if *count == 0 {
                 views.count.remove(object);
                 views.behind.remove(object);
+                views.keepers.remove(object);
                 self.world().remove(object);
             }
         }
+    }
+
+    pub(super) fn downgrade(&self) -> WeakObjects {
+        WeakObjects(Arc::downgrade(&self.shared))
     }
 }
 

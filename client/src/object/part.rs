@@ -15,6 +15,8 @@ pub enum Part {
     Key(Bytes),
     /// A range of keys, those that are not there too.
     Keys(Keys),
+    /// That a lease lives.
+    Lease(Position),
 }
 
 /// How a part of an object stood: two moments at which this is the same have the same content there.

@@ -52,7 +52,7 @@ pub struct Abort {
     pub object: Named,
     /// What of it.
     pub part: Part,
-    /// The write that was in the way; none if it could not be found.
+    /// The write that was in the way; none if it could not be found, as of a key that went with its lease.
     pub position: Option<Position>,
     /// Whose it was.
     pub by: Option<Stamp>,
@@ -66,6 +66,14 @@ impl std::fmt::Display for Abort {
             Part::Whole => write!(f, "the {}", self.object)?,
             Part::Key(key) => write!(f, "`{}` of the {}", key.escape_ascii(), self.object)?,
             Part::Keys(_) => write!(f, "a key of those read of the {}", self.object)?,
+            Part::Lease(lease) => {
+                let attempts = self.attempts;
+                return write!(
+                    f,
+                    "there is no lease {lease} of the {} (any more), grant another ({attempts} attempts)",
+                    self.object
+                );
+            }
         }
         match (self.position, self.by) {
             (Some(position), Some(by)) => write!(f, " was written at {position} by {by}"),
@@ -323,6 +331,8 @@ impl Transact {
     ) -> Abort {
         let newer = found.newest.filter(|newest| *newest >= between.start);
         let written = match newer {
+            // It leaves no trace.
+            None if matches!(part, Part::Lease(_)) => None,
             Some(position) => stamp_at(self.objects.log(), position).await,
             None => self.last_write(&object, &part, between).await,
         };

@@ -192,7 +192,7 @@ impl<'a> Transaction<'a> {
         let number = self.writes.number(object.named());
         match part {
             Part::Key(key) => drop(self.keys.insert((number, key), seen)),
-            part @ (Part::Whole | Part::Keys(_)) => self.others.push(Check {
+            part @ (Part::Whole | Part::Keys(_) | Part::Lease(_)) => self.others.push(Check {
                 object: number,
                 part,
                 seen,
@@ -256,10 +256,12 @@ impl<'a> Transaction<'a> {
                             Part::Whole => true,
                             Part::Key(read) => read == key,
                             Part::Keys(read) => read.contains(key),
+                            Part::Lease(_) => false,
                         }
                 };
                 keys.contains_key(&(number, key.clone())) || self.others.iter().any(covers)
             }
+            Part::Lease(_) => false,
             Part::Whole | Part::Keys(_) => {
                 keys.keys().any(|(read, _)| *read == number)
                     || self.others.iter().any(|other| other.object == number)
@@ -285,7 +287,7 @@ impl<'a> Transaction<'a> {
         for (object, part, seen) in protected {
             match part {
                 Part::Key(key) => drop(keys.insert((object, key), seen)),
-                part @ (Part::Whole | Part::Keys(_)) => {
+                part @ (Part::Whole | Part::Keys(_) | Part::Lease(_)) => {
                     let check = Check { object, part, seen };
                     if !checks.contains(&check) {
                         checks.push(check);

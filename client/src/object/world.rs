@@ -146,6 +146,16 @@ impl World {
         all.find_map(|object| object.as_any_mut().downcast_mut())
     }
 
+    /// All objects of a type, with their streams.
+    pub(crate) fn cells<O: Object>(&self) -> impl Iterator<Item = (StreamId, &Cell<O>)> {
+        self.hosted.iter().flat_map(|(stream, objects)| {
+            let cells = objects
+                .iter()
+                .filter_map(|object| object.as_any().downcast_ref());
+            cells.map(|cell| (*stream, cell))
+        })
+    }
+
     pub(crate) fn take<O: Object>(&mut self, stream: StreamId) -> Option<Box<Cell<O>>> {
         let all = self.hosted.get_mut(&stream)?;
         let place = all

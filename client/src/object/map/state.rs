@@ -6,6 +6,7 @@ use bytes::Bytes;
 use milonga_wire::Position;
 use serde::{Deserialize, Serialize};
 
+use super::lease::{LeaseState, Leases};
 use crate::object::{ImageError, ImageReader, ImageWriter, Keys, Object, Part, Seen};
 
 /// Bytes of the longest key.
@@ -35,13 +36,52 @@ pub enum Update {
         /// Its new value; none: it is removed.
         value: Option<Bytes>,
     },
+    /// Grants a lease: its position here names it from then on.
+    Grant {
+        /// For how long it lives without a renewal, in milliseconds.
+        ttl_ms: u64,
+    },
+    /// A lease that lives goes on to.
+    Renew {
+        /// The lease.
+        lease: Position,
+    },
+    /// Ends a lease: all keys bound to it are removed.
+    Revoke {
+        /// The lease.
+        lease: Position,
+    },
+    /// The same, if it was renewed last there: somebody saw no renewal for as long as it lives.
+    Expire {
+        /// The lease.
+        lease: Position,
+        /// The last renewal that was seen, or the grant.
+        renewed: Position,
+    },
+    /// Sets a key and binds it to a lease, if that lives, and if the expectation holds.
+    PutLeased {
+        /// The key.
+        key: Bytes,
+        /// Its value.
+        value: Bytes,
+        /// The lease.
+        lease: Position,
+        /// What must be there; none: whatever is.
+        expect: Option<Expect>,
+    },
 }
 
 impl Update {
-    /// The key it is about.
-    pub fn key(&self) -> &Bytes {
+    /// The key that it writes; none if it is about a lease.
+    pub fn key(&self) -> Option<&Bytes> {
         match self {
-            Self::Put { key, .. } | Self::Delete { key } | Self::Cas { key, .. } => key,
+            Self::Put { key, .. }
+            | Self::Delete { key }
+            | Self::Cas { key, .. }
+            | Self::PutLeased { key, .. } => Some(key),
+            Self::Grant { .. } | Self::Renew { .. } | Self::Revoke { .. } | Self::Expire { .. } => {
+                None
+            }
         }
     }
 }
@@ -106,6 +146,23 @@ pub enum Outcome {
         /// What stood in the way.
         found: Option<Versioned>,
     },
+    /// The lease lives: it was granted, or renewed, or had been before somebody wanted it expired.
+    Lives {
+        /// The lease.
+        lease: Position,
+        /// For how long without a renewal, in milliseconds.
+        ttl_ms: u64,
+    },
+    /// The lease has ended here.
+    Ended {
+        /// How many keys were bound to it, and are removed.
+        keys: u64,
+    },
+    /// There is no such lease, or not any more: nothing changed.
+    NoLease {
+        /// The lease.
+        lease: Position,
+    },
 }
 
 /// A part of a map, in the order of the keys.
@@ -121,6 +178,23 @@ pub struct Page {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct MapState {
     entries: BTreeMap<Bytes, (Bytes, Position)>,
+    leases: Leases,
+}
+
+/// What a snapshot consists of: the leases, then the keys in order. Only ever grows at its end.
+#[derive(Serialize, Deserialize)]
+enum Item {
+    Lease {
+        lease: Position,
+        ttl_ms: u64,
+        renewed: Position,
+    },
+    Key {
+        key: Bytes,
+        value: Bytes,
+        version: Position,
+        lease: Option<Position>,
+    },
 }
 
 impl MapState {
@@ -137,6 +211,25 @@ impl MapState {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// The lease that `key` is bound to.
+    pub fn lease_of(&self, key: &[u8]) -> Option<Position> {
+        self.leases.of(key)
+    }
+
+    /// The lease of that name, if it lives.
+    pub fn lease(&self, lease: Position) -> Option<&LeaseState> {
+        self.leases.get(lease)
+    }
+
+    /// All leases that live, the oldest first.
+    pub fn leases(&self) -> impl Iterator<Item = (Position, &LeaseState)> {
+        self.leases.all()
+    }
+
+    pub(in crate::object) fn has_leases(&self) -> bool {
+        self.leases.all().next().is_some()
     }
 
     /// The first `limit` of `keys`, in order.
@@ -156,49 +249,101 @@ impl MapState {
         }
     }
 
-    /// The keys whose values are others in `new`, with what they are there; none if they are gone.
+    /// The keys that were written anew in `new`, with what they are there; none if they are gone.
     pub(super) fn changed_in(&self, new: &Self) -> Vec<(Bytes, Option<Bytes>)> {
         let gone = self
             .entries
             .keys()
             .filter(|key| !new.entries.contains_key(*key));
         let gone = gone.map(|key| (key.clone(), None));
-        let old = |key| self.entries.get(key).map(|(value, _)| value);
+        let old = |key| self.entries.get(key).map(|(_, version)| version);
         let others = new
             .entries
             .iter()
-            .filter(|(key, (value, _))| old(*key) != Some(value));
+            .filter(|(key, (_, version))| old(*key) != Some(version));
         let others = others.map(|(key, (value, _))| (key.clone(), Some(value.clone())));
         let mut changed: Vec<_> = gone.chain(others).collect();
         changed.sort_unstable();
         changed
     }
 
-    fn put(&mut self, position: Position, key: Bytes, value: Bytes) -> Outcome {
+    /// Applies an update. Keys that go with a lease are added to `gone`, in order.
+    pub(super) fn change(
+        &mut self,
+        position: Position,
+        update: Update,
+        gone: &mut Vec<Bytes>,
+    ) -> Outcome {
+        match update {
+            Update::Put { key, value } => self.put(position, key, value, None),
+            Update::Delete { key } => self.delete(&key),
+            Update::Cas { key, expect, value } => match self.conflict(&key, &expect) {
+                Some(conflict) => conflict,
+                None => match value {
+                    Some(value) => self.put(position, key, value, None),
+                    None => self.delete(&key),
+                },
+            },
+            Update::Grant { ttl_ms } => self.leases.grant(position, ttl_ms),
+            Update::Renew { lease } => self.leases.renew(position, lease),
+            Update::Revoke { lease } => self.end(lease, gone),
+            Update::Expire { lease, renewed } => match self.leases.get(lease) {
+                // Y3.
+                Some(found) if found.renewed() != renewed => found.lives(lease),
+                Some(_) | None => self.end(lease, gone),
+            },
+            Update::PutLeased {
+                key,
+                value,
+                lease,
+                expect,
+            } => {
+                if self.leases.get(lease).is_none() {
+                    return Outcome::NoLease { lease };
+                }
+                let conflict = expect.and_then(|expect| self.conflict(&key, &expect));
+                conflict.unwrap_or_else(|| self.put(position, key, value, Some(lease)))
+            }
+        }
+    }
+
+    fn put(
+        &mut self,
+        position: Position,
+        key: Bytes,
+        value: Bytes,
+        lease: Option<Position>,
+    ) -> Outcome {
+        self.leases.bind(&key, lease);
         self.entries.insert(key, (value, position));
         Outcome::Put
     }
 
     fn delete(&mut self, key: &Bytes) -> Outcome {
+        self.leases.bind(key, None);
         let existed = self.entries.remove(key).is_some();
         Outcome::Deleted { existed }
     }
 
-    fn cas(
-        &mut self,
-        position: Position,
-        key: Bytes,
-        expect: &Expect,
-        value: Option<Bytes>,
-    ) -> Outcome {
-        let found = self.entries.get(&key);
-        if !expect.holds(found) {
-            let found = found.map(Versioned::of);
-            return Outcome::Conflict { found };
+    fn conflict(&self, key: &Bytes, expect: &Expect) -> Option<Outcome> {
+        let found = self.entries.get(key);
+        (!expect.holds(found)).then(|| Outcome::Conflict {
+            found: found.map(Versioned::of),
+        })
+    }
+
+    /// Y4.
+    fn end(&mut self, lease: Position, gone: &mut Vec<Bytes>) -> Outcome {
+        let Some(keys) = self.leases.end(lease) else {
+            return Outcome::NoLease { lease };
+        };
+        let before = gone.len();
+        for key in keys {
+            self.entries.remove(&key);
+            gone.push(key);
         }
-        match value {
-            Some(value) => self.put(position, key, value),
-            None => self.delete(&key),
+        Outcome::Ended {
+            keys: (gone.len() - before) as u64,
         }
     }
 }
@@ -209,29 +354,70 @@ impl Object for MapState {
     type Outcome = Outcome;
 
     fn apply(&mut self, position: Position, update: Update) -> Outcome {
-        match update {
-            Update::Put { key, value } => self.put(position, key, value),
-            Update::Delete { key } => self.delete(&key),
-            Update::Cas { key, expect, value } => self.cas(position, key, &expect, value),
-        }
+        self.change(position, update, &mut vec![])
     }
 
     fn snapshot(&self, to: &mut ImageWriter) {
-        self.entries.iter().for_each(|entry| to.write(&entry));
+        for (lease, found) in self.leases.all() {
+            to.write(&Item::Lease {
+                lease,
+                ttl_ms: found.ttl_ms(),
+                renewed: found.renewed(),
+            });
+        }
+        for (key, (value, version)) in &self.entries {
+            to.write(&Item::Key {
+                key: key.clone(),
+                value: value.clone(),
+                version: *version,
+                lease: self.leases.of(key),
+            });
+        }
     }
 
     fn restore(from: &mut ImageReader) -> Result<Self, ImageError> {
         let mut items = vec![];
+        let mut leases = Leases::default();
         while let Some(item) = from.read()? {
-            items.push(item);
+            match item {
+                Item::Lease {
+                    lease,
+                    ttl_ms,
+                    renewed,
+                } => leases.restore(lease, ttl_ms, renewed),
+                Item::Key {
+                    key,
+                    value,
+                    version,
+                    lease,
+                } => {
+                    if lease.is_some_and(|lease| leases.get(lease).is_none()) {
+                        return Err(ImageError {
+                            why: "a key is bound to a lease that it does not hold".to_owned(),
+                        });
+                    }
+                    leases.bind(&key, lease);
+                    items.push((key, (value, version)));
+                }
+            }
         }
         // They come in order, which is the fast way to make a tree.
         let entries = items.into_iter().collect();
-        Ok(Self { entries })
+        Ok(Self { entries, leases })
     }
 
     fn part(update: &Update) -> Part {
-        Part::Key(update.key().clone())
+        match update {
+            Update::Put { key, .. }
+            | Update::Delete { key }
+            | Update::Cas { key, .. }
+            | Update::PutLeased { key, .. } => Part::Key(key.clone()),
+            // A new lease has no key yet, and nobody can know of it.
+            Update::Grant { .. } => Part::Keys(Keys::none()),
+            Update::Renew { lease } | Update::Revoke { lease } | Update::Expire { lease, .. } => {
+                Part::Lease(*lease)
+            }
+        }
     }
 
     fn seen(&self, part: &Part) -> Option<Seen> {
@@ -250,16 +436,30 @@ impl Object for MapState {
                     .map(|(_, (_, version))| *version);
                 Some(Seen::all(versions))
             }
+            // That it lives; renewals leave it as it is.
+            Part::Lease(lease) => Some(Seen::one(self.leases.get(*lease).map(|_| *lease))),
         }
     }
 
+    /// Who lives is a matter of the present: the leases stay as they are (Y2). Keys of the past that were bound to one that has
+    /// ended since are gone with it, and those that are bound to one that lives are bound to it again.
     fn reset(&mut self, position: Position, to: Self) {
-        let mut entries = to.entries;
+        let (mut entries, bound) = (to.entries, to.leases);
+        entries.retain(|key, _| {
+            let lease = bound.of(key);
+            lease.is_none_or(|lease| self.leases.get(lease).is_some())
+        });
         for (key, (value, version)) in &mut entries {
             *version = match self.entries.get(key) {
-                Some((same, current)) if same == value => *current,
+                Some((same, current)) if same == value && self.leases.of(key) == bound.of(key) => {
+                    *current
+                }
                 Some(_) | None => position,
             };
+        }
+        self.leases.unbind_all();
+        for key in entries.keys() {
+            self.leases.bind(key, bound.of(key));
         }
         self.entries = entries;
     }
@@ -288,7 +488,7 @@ mod tests {
 
     /// The plainest map that could be meant.
     fn model(entries: &mut Vec<(Bytes, Bytes, Position)>, position: Position, update: Update) {
-        let key = update.key().clone();
+        let key = update.key().unwrap().clone();
         let found = entries.iter().find(|entry| entry.0 == key).cloned();
         let value = match update {
             Update::Put { value, .. } => Some(value),
@@ -305,6 +505,7 @@ mod tests {
                 }
                 value
             }
+            leased => unreachable!("{leased:?}: see lease/tests.rs"),
         };
         entries.retain(|entry| entry.0 != key);
         entries.extend(value.map(|value| (key, value, position)));

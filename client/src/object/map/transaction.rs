@@ -1,9 +1,10 @@
 //! Maps in transactions: reads conflict by key, and see what the transaction wrote before.
 
 use bytes::Bytes;
+use milonga_wire::Position;
 
 use super::{KEY_BYTES_MAX, Map, Page, Update, Versioned, checked};
-use crate::object::{Keys, Part, PlayError, Transaction, Writes};
+use crate::object::{Keys, Part, PlayError, Seen, Transaction, Writes};
 
 impl Transaction<'_> {
     /// The value of `key`; what this transaction has written shows.
@@ -51,6 +52,28 @@ impl Transaction<'_> {
         let (key, value) = (key.into(), value.into());
         if let Some(key) = self.own_key(map, key, Some(value.clone())) {
             self.update(map.view(), &Update::Put { key, value });
+        }
+    }
+
+    /// Sets `key` to `value` and binds it to `lease`. The transaction takes place only if that lives where it comes to lie in the
+    /// log; if it does not, no other attempt is made: a conflict with [`Part::Lease`].
+    pub fn put_leased(
+        &mut self,
+        map: &Map,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+        lease: Position,
+    ) {
+        let (key, value) = (key.into(), value.into());
+        if let Some(key) = self.own_key(map, key, Some(value.clone())) {
+            self.expect(map.view(), Part::Lease(lease), Seen::one(Some(lease)));
+            let update = Update::PutLeased {
+                key,
+                value,
+                lease,
+                expect: None,
+            };
+            self.update(map.view(), &update);
         }
     }
 

@@ -27,7 +27,8 @@ pub struct Change {
     pub value: Option<Bytes>,
 }
 
-/// Follows the changes of some keys. Writes that changed nothing (a conflict, a delete of what was not there) are none.
+/// Follows the changes of some keys. Writes that changed nothing (a conflict, a delete of what was not there) are none. Keys that
+/// went with a lease are told one by one, in order, with the position at which it ended.
 pub struct Watch {
     view: View<MapState>,
     keys: Keys,
@@ -52,13 +53,26 @@ impl Object for Watched {
     type Outcome = ();
 
     fn apply(&mut self, position: Position, update: Update) {
-        let key = update.key().clone();
-        let value = match self.state.apply(position, update) {
-            Outcome::Put => self.state.get(&key).map(|found| found.value),
-            Outcome::Deleted { existed: true } => None,
-            Outcome::Deleted { existed: false } | Outcome::Conflict { .. } => return,
-        };
-        self.note(position, key, value);
+        let key = update.key().cloned();
+        let mut gone = vec![];
+        let outcome = self.state.change(position, update, &mut gone);
+        if let Some(key) = key {
+            match outcome {
+                Outcome::Put => {
+                    let value = self.state.get(&key).map(|found| found.value);
+                    self.note(position, key, value);
+                }
+                Outcome::Deleted { existed: true } => self.note(position, key, None),
+                Outcome::Deleted { existed: false }
+                | Outcome::Conflict { .. }
+                | Outcome::Lives { .. }
+                | Outcome::Ended { .. }
+                | Outcome::NoLease { .. } => {}
+            }
+        }
+        for key in gone {
+            self.note(position, key, None);
+        }
     }
 
     fn snapshot(&self, to: &mut ImageWriter) {
