@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use milonga_client::object::keeping::KeepError;
 use milonga_client::object::lock::LockError;
+use milonga_client::object::map::LeaseError;
 use milonga_client::object::{
     AtError, DecideError, OpenError, PlayError, RollBackError, SnapshotError, UpdateError,
 };
@@ -262,6 +263,16 @@ impl From<RollBackError> for Failure {
             RollBackError::Update(error) => error.into(),
             RollBackError::Undecided { .. } => Self::new(Code::Unknown, error),
             RollBackError::Late => Self::new(Code::Unavailable, error),
+        }
+    }
+}
+
+impl From<LeaseError> for Failure {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::TooShort { .. } => Self::failed(error),
+            LeaseError::Ended { .. } => Self::new(Code::Conflict, error),
+            LeaseError::Decide(error) => error.into(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! A command plays the map from the start of its stream: fit for looking and for scripts. Programs keep a view open.
 
+mod lease;
 mod pair;
 mod txn;
 
@@ -14,7 +15,9 @@ use bytes::Bytes;
 use clap::Subcommand;
 use futures_util::future::try_join_all;
 use milonga_client::Position;
-use milonga_client::object::map::{Change, Expect, KEY_BYTES_MAX, Keys, Outcome as Did, Update};
+use milonga_client::object::map::{
+    Change, Expect, KEY_BYTES_MAX, Keys, MapState, Outcome as Did, Update,
+};
 use milonga_client::object::{Applied, Map, ONCE_LIVES, Objects, Once};
 use milonga_wire::limits::ENTRY_BYTES_MAX;
 use serde::Serialize;
@@ -49,10 +52,13 @@ enum Verb {
     /// Sets a key.
     #[command(after_help = "Example:
   milonga kv put colour red
-  milonga kv put paid yes --idempotency-key order-17")]
+  milonga kv put paid yes --idempotency-key order-17
+  milonga kv put worker/7 10.0.0.7:80 --lease 4711")]
     Put {
         key: String,
         value: String,
+        #[command(flatten)]
+        bound: Bound,
         #[command(flatten)]
         again: Again,
         #[command(flatten)]
@@ -80,7 +86,8 @@ enum Verb {
     /// Sets a key if it is as expected; exits 4 if it is not.
     #[command(after_help = "Example:
   milonga kv cas colour --expect red --new blue
-  milonga kv cas lock --absent --new mine")]
+  milonga kv cas lock --absent --new mine
+  milonga kv cas leader --absent --new host-1 --lease 4711")]
     Cas(CasArgs),
     /// Prints keys in order.
     #[command(after_help = "Example:
@@ -117,7 +124,7 @@ enum Verb {
     \"then\": [{\"put\": {\"key\": \"stock\", \"value\": \"0\"}}, {\"put\": {\"key\": \"order\", \"value\": \"7\", \"map\": \"orders\"}}],
     \"else\": [{\"get\": {\"key\": \"stock\"}}]}'
 
-A condition is {\"key\": K} with \"value\": V, \"version\": P, \"absent\": true or \"exists\": true. Every condition and step may name
+A condition is {\"key\": K} with \"value\": V, \"version\": P, \"absent\": true or \"exists\": true. A put may name a \"lease\". Every condition and step may name
 another \"map\"; bytes that are no text go in base64, with \"key_encoding\" or \"encoding\": \"base64\".")]
     Txn {
         /// The file; - for standard input.
@@ -128,11 +135,19 @@ another \"map\"; bytes that are no text go in base64, with \"key_encoding\" or \
         #[command(flatten)]
         fenced: Fenced,
     },
+    /// Leases: keys that go when nobody renews what they are bound to.
+    #[command(
+        subcommand,
+        after_help = "Example:
+  milonga kv lease grant --ttl 10s
+  milonga kv lease list"
+    )]
+    Lease(lease::LeaseCommand),
     /// Writes a snapshot into the log: who opens the map later starts from there.
     #[command(after_help = "Example:
   milonga kv snapshot")]
     Snapshot,
-    /// Puts every line of a file: `{\"key\": …, \"value\": …}`.
+    /// Puts every line of a file: `{\"key\": …, \"value\": …}`. Passes over keys that were bound to a lease.
     #[command(after_help = "Example:
   milonga kv import backup.jsonl")]
     Import { file: PathBuf },
@@ -152,6 +167,14 @@ struct Fenced {
     /// Only if this lock is still held by this fence, where the write comes to lie in the log.
     #[arg(long, value_name = "LOCK@POSITION", value_parser = fence)]
     fence: Option<Fence>,
+}
+
+/// What a key is bound to.
+#[derive(Clone, Debug, clap::Args)]
+struct Bound {
+    /// Bind the key to this lease: it goes when that ends. Exits 4 if it has.
+    #[arg(long, value_name = "LEASE")]
+    lease: Option<u64>,
 }
 
 /// What makes a write take place once however often it is given.
@@ -203,6 +226,8 @@ struct CasArgs {
     #[arg(long, value_name = "VALUE")]
     new: String,
     #[command(flatten)]
+    bound: Bound,
+    #[command(flatten)]
     again: Again,
 }
 
@@ -234,12 +259,17 @@ struct At<'a> {
     key: &'a str,
     /// The write that stood in the way; none if the key is not there.
     position: Option<u64>,
+    /// The lease that it was to be bound to, which has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease: Option<u64>,
 }
 
 #[derive(Serialize)]
 struct Imported {
     imported: u64,
     position: Option<u64>,
+    /// Keys that were bound to a lease, which is not there any more or has other keys.
+    passed_over: u64,
 }
 
 impl Kv {
@@ -251,12 +281,19 @@ impl Kv {
             Verb::Put {
                 key,
                 value,
+                bound,
                 again,
                 fenced,
             } => {
-                let update = Update::Put {
-                    key: Bytes::from(key),
-                    value: Bytes::from(value),
+                let (key, value) = (Bytes::from(key), Bytes::from(value));
+                let update = match bound.lease.map(Position) {
+                    None => Update::Put { key, value },
+                    Some(lease) => Update::PutLeased {
+                        key,
+                        value,
+                        lease,
+                        expect: None,
+                    },
                 };
                 let map = Map::open(&objects, name).await?;
                 write(context, &map, &update, &again, &fenced).await
@@ -277,6 +314,7 @@ impl Kv {
             Verb::Import { file } => {
                 import(context, &Map::open(&objects, name).await?, &file).await
             }
+            Verb::Lease(lease) => lease.run(context, &objects, name).await,
             Verb::Snapshot => {
                 let written = existing(&objects, name).await?.view().snapshot().await?;
                 let shown = Snapshotted {
@@ -340,26 +378,38 @@ async fn write(
     again: &Again,
     fenced: &Fenced,
 ) -> Outcome {
-    checked(update.key())?;
-    let key = &*String::from_utf8_lossy(update.key());
+    let key = update.key().expect("it writes a key");
+    checked(key)?;
+    let key = &*String::from_utf8_lossy(key);
     if let Some(fence) = &fenced.fence {
         let done = txn::fenced(context, map, fence, again.once(), |txn| {
-            txn.update(map.view(), update);
+            match update.clone() {
+                Update::PutLeased {
+                    key, value, lease, ..
+                } => txn.put_leased(map, key, value, lease),
+                update => txn.update(map.view(), &update),
+            }
             Ok(())
         });
         let done = Box::pin(done).await?;
         let position = done.repeats.or(done.position).unwrap_or_default();
         return written(context, key, position, done.repeats.is_some());
     }
-    match again.once() {
-        None => {
-            let position = map.view().append(update).await?;
-            written(context, key, position, false)
-        }
+    let (position, did, repeated) = match again.once() {
         Some(once) => match map.view().update_once(once, update).await? {
-            (position, Applied::First(_)) => written(context, key, position, false),
-            (_, Applied::Repeated { first, .. }) => written(context, key, first, true),
+            (position, Applied::First(did)) => (position, Some(did), false),
+            (_, Applied::Repeated { first, outcome }) => (first, outcome, true),
         },
+        None if matches!(update, Update::PutLeased { .. }) => {
+            let (position, did) = map.view().update(update).await?;
+            (position, Some(did), false)
+        }
+        // What it brings about is known.
+        None => (map.view().append(update).await?, None, false),
+    };
+    match did {
+        Some(Did::NoLease { lease }) => Err(no_lease(context, key, lease)?),
+        Some(_) | None => written(context, key, position, repeated),
     }
 }
 
@@ -385,17 +435,21 @@ fn written(context: &Context, key: &str, position: Position, repeated: bool) -> 
 }
 
 async fn get(context: &Context, map: &Map, key: &str, when: &When) -> Outcome {
-    let found = match when.position(map).await? {
-        Some(position) => map.get_at(key.as_bytes(), position).await?,
-        None => map.get(key.as_bytes()).await?,
+    let look = |state: &MapState| {
+        let found = state.get(key.as_bytes())?;
+        Some((found, state.lease_of(key.as_bytes())))
     };
-    let Some(found) = found else {
+    let found = match when.position(map).await? {
+        Some(position) => look(&map.at(position).await?),
+        None => map.view().read(look).await?,
+    };
+    let Some((found, lease)) = found else {
         return Err(Failure::new(
             Code::NotFound,
             format!("there is no key `{key}`"),
         ));
     };
-    let pair = Pair::of(key.as_bytes(), &found);
+    let pair = Pair::of(key.as_bytes(), &found).bound_to(lease);
     context
         .output
         .one(&pair, || String::from_utf8_lossy(&found.value).into_owned())
@@ -421,10 +475,19 @@ impl CasArgs {
             (None, None) => Expect::Absent,
         };
         checked(self.key.as_bytes())?;
-        let update = Update::Cas {
-            key: Bytes::from(self.key.clone()),
-            expect,
-            value: Some(Bytes::from(self.new)),
+        let (key, value) = (Bytes::from(self.key.clone()), Bytes::from(self.new));
+        let update = match self.bound.lease.map(Position) {
+            None => Update::Cas {
+                key,
+                expect,
+                value: Some(value),
+            },
+            Some(lease) => Update::PutLeased {
+                key,
+                value,
+                lease,
+                expect: Some(expect),
+            },
         };
         let (position, did, repeated) = match self.again.once() {
             None => {
@@ -450,6 +513,8 @@ impl CasArgs {
                 &self.key,
                 found.map(|found| found.version),
             )?),
+            Did::NoLease { lease } => Err(no_lease(context, &self.key, lease)?),
+            Did::Lives { .. } | Did::Ended { .. } => unreachable!("it writes a key"),
         }
     }
 }
@@ -460,6 +525,7 @@ fn conflict(context: &Context, key: &str, position: Option<Position>) -> Outcome
         conflict: At {
             key,
             position: position.map(|at| at.0),
+            lease: None,
         },
     };
     if context.output.is_json() {
@@ -473,6 +539,28 @@ fn conflict(context: &Context, key: &str, position: Option<Position>) -> Outcome
         "`{key}` {is}, which was not expected; nothing was changed; read it, then try again"
     );
     Ok(Failure::new(Code::Conflict, text))
+}
+
+/// Tells that a key could not be bound, and is the failure that it ends with.
+fn no_lease(context: &Context, key: &str, lease: Position) -> Outcome<Failure> {
+    let conflict = Conflict {
+        conflict: At {
+            key,
+            position: None,
+            lease: Some(lease.0),
+        },
+    };
+    if context.output.is_json() {
+        line(&json(&conflict))?;
+    }
+    Ok(gone(Code::Conflict, lease))
+}
+
+fn gone(code: Code, lease: Position) -> Failure {
+    let text = format!(
+        "there is no lease {lease} (any more), and nothing was changed; expected one that lives; try `milonga kv lease grant`"
+    );
+    Failure::new(code, text)
 }
 
 async fn scan(context: &Context, map: &Map, keys: Keys, limit: usize, when: &When) -> Outcome {
@@ -497,12 +585,18 @@ async fn each(
     let mut left = limit;
     while left > 0 {
         let count = left.min(PAGE);
-        let page = match &state {
-            Some(state) => state.scan(&keys, count),
-            None => map.scan(&keys, count).await?,
+        let look = |state: &MapState| {
+            let page = state.scan(&keys, count);
+            let leases = page.entries.iter().map(|(key, _)| state.lease_of(key));
+            let leases: Vec<_> = leases.collect();
+            (page, leases)
         };
-        for (key, found) in &page.entries {
-            print(&Pair::of(key, found))?;
+        let (page, leases) = match &state {
+            Some(state) => look(state),
+            None => map.view().read(look).await?,
+        };
+        for ((key, found), lease) in page.entries.iter().zip(leases) {
+            print(&Pair::of(key, found).bound_to(lease))?;
         }
         left -= page.entries.len();
         match page.entries.last() {
@@ -536,6 +630,7 @@ async fn import(context: &Context, map: &Map, path: &Path) -> Outcome {
     let mut done = Imported {
         imported: 0,
         position: None,
+        passed_over: 0,
     };
     let mut keys = BTreeSet::new();
     let mut batch: Vec<(Bytes, Bytes)> = vec![];
@@ -548,6 +643,10 @@ async fn import(context: &Context, map: &Map, path: &Path) -> Outcome {
         }
         let pair: Pair = serde_json::from_str(&text).map_err(|why| wrong(&why))?;
         let (key, value) = pair.bytes().map_err(|why| wrong(&why))?;
+        if pair.lease.is_some() {
+            done.passed_over += 1;
+            continue;
+        }
         if key.len() > KEY_BYTES_MAX || key.len() + value.len() > ENTRY_BYTES_MAX {
             let (key, value) = (key.len(), value.len());
             return Err(wrong(&format!(
@@ -563,9 +662,13 @@ async fn import(context: &Context, map: &Map, path: &Path) -> Outcome {
     }
     done.put(map, &mut batch).await?;
     bar.finish_and_clear();
-    context
-        .output
-        .one(&done, || format!("{} keys imported", done.imported))
+    context.output.one(&done, || match done.passed_over {
+        0 => format!("{} keys imported", done.imported),
+        bound => format!(
+            "{} keys imported, {bound} passed over that were bound to a lease",
+            done.imported
+        ),
+    })
 }
 
 impl Imported {

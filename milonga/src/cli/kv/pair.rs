@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use milonga_client::Position;
 use milonga_client::object::map::Versioned;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,8 @@ pub(super) struct Pair {
     pub(super) version: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) position: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lease: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -38,6 +41,7 @@ impl Pair {
             encoding: encoding.flatten(),
             version: None,
             position: None,
+            lease: None,
         }
     }
 
@@ -45,6 +49,13 @@ impl Pair {
         Self {
             version: Some(found.version.0),
             ..Self::new(key, Some(&found.value))
+        }
+    }
+
+    pub(super) fn bound_to(self, lease: Option<Position>) -> Self {
+        Self {
+            lease: lease.map(|lease| lease.0),
+            ..self
         }
     }
 

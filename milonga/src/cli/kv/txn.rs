@@ -14,7 +14,7 @@ use milonga_client::object::{
 use serde::{Deserialize, Serialize};
 
 use super::pair::{Encoding, Pair, decode, encode};
-use super::{Again, Fenced, checked, conflict};
+use super::{Again, Fenced, checked, conflict, no_lease};
 use crate::cli::Context;
 use crate::cli::lock::Fence;
 use crate::failure::{Code, Failure, Outcome};
@@ -62,6 +62,7 @@ struct Put {
     key_encoding: Option<Encoding>,
     value: String,
     encoding: Option<Encoding>,
+    lease: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -102,7 +103,7 @@ enum Expect {
 }
 
 enum Do {
-    Put(Map, Bytes, Bytes),
+    Put(Map, Bytes, Bytes, Option<Position>),
     Get(Map, Bytes),
     Delete(Map, Bytes),
 }
@@ -151,6 +152,7 @@ fn failed(context: &Context, error: TransactError<PlayError>) -> Outcome<Failure
         }
         TransactError::Conflict(abort) => {
             let key = match &abort.part {
+                Part::Lease(lease) => return no_lease(context, "", *lease),
                 Part::Key(key) => encode(key).0,
                 Part::Whole | Part::Keys(_) => String::new(),
             };
@@ -278,7 +280,8 @@ impl Maps<'_> {
             Step::Put(put) => {
                 let map = self.open(put.map.as_ref()).await?;
                 let key = key_of(&put.key, put.key_encoding)?;
-                decode(&put.value, put.encoding).map(|value| Do::Put(map, key, value))
+                let lease = put.lease.map(Position);
+                decode(&put.value, put.encoding).map(|value| Do::Put(map, key, value, lease))
             }
             Step::Get(get) => {
                 let map = self.open(get.map.as_ref()).await?;
@@ -312,8 +315,11 @@ impl Expect {
 impl Do {
     fn carry_out(&self, txn: &mut Transaction<'_>) -> Result<Did, PlayError> {
         Ok(match self {
-            Self::Put(map, key, value) => {
-                txn.put(map, key.clone(), value.clone());
+            Self::Put(map, key, value, lease) => {
+                match lease {
+                    None => txn.put(map, key.clone(), value.clone()),
+                    Some(lease) => txn.put_leased(map, key.clone(), value.clone(), *lease),
+                }
                 Did::Wrote(key.clone(), Some(value.clone()))
             }
             Self::Get(map, key) => match txn.written(map, key) {
