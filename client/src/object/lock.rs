@@ -15,17 +15,16 @@
 //! Source: Burrows, *The Chubby lock service* (OSDI '06), "Locks and sequencers", for fences; Tango (SOSP '13) for the rest.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use milonga_host::Moment;
 use milonga_wire::Position;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::error::{DecideError, OpenError, PlayError};
 use super::image::{ImageError, ImageReader, ImageWriter};
+use super::renewing::Renewing;
 use super::{Keys, Object, Objects, Part, Seen, View};
 
 /// The shortest lease: a change of layout after a crash takes a second or two, in which nobody can renew.
@@ -416,39 +415,18 @@ impl Asked {
 pub struct Held {
     lock: Lock,
     fence: Position,
-    lease: Duration,
-    /// Nobody can have expired it before.
-    until: Arc<std::sync::Mutex<Option<Moment>>>,
-    _renewing: DropGuard,
+    renewing: Renewing,
 }
 
 impl Held {
     fn new(lock: &Lock, fence: Position, lease: Duration, began: Moment) -> Self {
-        let until = Arc::new(std::sync::Mutex::new(Some(began.plus(lease))));
-        let stopped = CancellationToken::new();
-        let held = Self {
+        let renewed = lock.clone();
+        let renew = move || renew(renewed.clone(), fence);
+        Self {
             lock: lock.clone(),
             fence,
-            lease,
-            until: Arc::clone(&until),
-            _renewing: stopped.clone().drop_guard(),
-        };
-        let (lock, tasks) = (lock.clone(), lock.view.log().host().tasks.clone());
-        let renewing = async move {
-            loop {
-                lock.view.log().host().clock.sleep(lease / 3).await;
-                if renew(&lock, fence, lease, &until)
-                    .await
-                    .is_ok_and(|held| !held)
-                {
-                    return;
-                }
-            }
-        };
-        tasks.spawn(async move {
-            stopped.run_until_cancelled(renewing).await;
-        });
-        held
+            renewing: Renewing::new(lock.view.log().host(), lease, began, renew),
+        }
     }
 
     /// The position at which it came to be held: what transactions check, so that nobody who held it before can do harm.
@@ -459,8 +437,7 @@ impl Held {
     /// Whether, by this process's own clock, nobody else can hold the lock yet. A process that was stopped between this and what
     /// it does next may be wrong: see [`super::Transaction::fence`].
     pub fn is_held(&self) -> bool {
-        let until = super::group::locked(&self.until);
-        until.is_some_and(|until| self.lock.now() < until)
+        self.renewing.is_held()
     }
 
     /// Renews it now. False if it is lost.
@@ -468,7 +445,8 @@ impl Held {
     /// # Errors
     /// [`DecideError`].
     pub async fn renew(&self) -> Result<bool, DecideError> {
-        renew(&self.lock, self.fence, self.lease, &self.until).await
+        let renewal = renew(self.lock.clone(), self.fence);
+        self.renewing.renewed(renewal).await
     }
 
     /// Gives it up.
@@ -476,29 +454,16 @@ impl Held {
     /// # Errors
     /// [`DecideError`]; it is free when the lease is over, whatever became of this.
     pub async fn release(self) -> Result<(), DecideError> {
-        *super::group::locked(&self.until) = None;
+        self.renewing.give_up();
         let fence = self.fence;
         self.lock.view.update(&Update::Release { fence }).await?;
         Ok(())
     }
 }
 
-async fn renew(
-    lock: &Lock,
-    fence: Position,
-    lease: Duration,
-    until: &std::sync::Mutex<Option<Moment>>,
-) -> Result<bool, DecideError> {
-    // Whoever watches starts to count when it sees the renewal, which is later.
-    let began = lock.now();
+async fn renew(lock: Lock, fence: Position) -> Result<bool, DecideError> {
     let (_, outcome) = lock.view.update(&Update::Renew { fence }).await?;
-    let is_held = matches!(outcome, Outcome::Held { .. });
-    let mut until = super::group::locked(until);
-    *until = match *until {
-        Some(until) if is_held => Some(until.max(began.plus(lease))),
-        Some(_) | None => None,
-    };
-    Ok(is_held)
+    Ok(matches!(outcome, Outcome::Held { .. }))
 }
 
 impl super::Transaction<'_> {
