@@ -266,7 +266,8 @@ struct At<'a> {
 
 #[derive(Serialize)]
 struct Imported {
-    imported: u64,
+    #[serde(rename = "imported")]
+    keys: u64,
     position: Option<u64>,
     /// Keys that were bound to a lease, which is not there any more or has other keys.
     passed_over: u64,
@@ -628,7 +629,7 @@ async fn import(context: &Context, map: &Map, path: &Path) -> Outcome {
     let file = File::open(path).map_err(|why| Failure::file(path, why))?;
     let bar = progress(None, "keys");
     let mut done = Imported {
-        imported: 0,
+        keys: 0,
         position: None,
         passed_over: 0,
     };
@@ -658,15 +659,15 @@ async fn import(context: &Context, map: &Map, path: &Path) -> Outcome {
             keys = BTreeSet::from([key.clone()]);
         }
         batch.push((key, value));
-        bar.set_position(done.imported);
+        bar.set_position(done.keys);
     }
     done.put(map, &mut batch).await?;
     bar.finish_and_clear();
     context.output.one(&done, || match done.passed_over {
-        0 => format!("{} keys imported", done.imported),
+        0 => format!("{} keys imported", done.keys),
         bound => format!(
             "{} keys imported, {bound} passed over that were bound to a lease",
-            done.imported
+            done.keys
         ),
     })
 }
@@ -675,7 +676,7 @@ impl Imported {
     async fn put(&mut self, map: &Map, batch: &mut Vec<(Bytes, Bytes)>) -> Outcome {
         let puts = batch.drain(..).map(|(key, value)| map.put(key, value));
         let positions = try_join_all(puts).await?;
-        self.imported += positions.len() as u64;
+        self.keys += positions.len() as u64;
         self.position = positions
             .iter()
             .map(|position| position.0)
