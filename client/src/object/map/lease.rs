@@ -8,8 +8,8 @@
 //! A lease is named by the position of its grant. It lives until an entry ends it, and only the positions of entries decide:
 //! every replica and every replay have the same keys at the same position. Time only decides when somebody appends the entry.
 //!
-//! Any process that has the map open, and whose certificate may write, appends it: a lease that is not renewed ends between one
-//! and two times after its last renewal, as long as there is such a process. Where nobody has the map open, keys stay until
+//! Any process that has the map open, and whose certificate may write, appends it: a lease that is not renewed ends between
+//! once and about twice its time after its last renewal, as long as there is such a process. Where nobody has the map open, keys stay until
 //! somebody has had it open for that long. That costs a few questions for the end of the log in the shortest time that a lease
 //! lives, and nothing while a map has no leases.
 //!
