@@ -33,11 +33,16 @@ impl Object for Tape {
     type Outcome = ();
 
     fn apply(&mut self, position: Position, update: Update) {
-        let key = update.key().clone();
+        let Some(key) = update.key().cloned() else {
+            unreachable!("nobody uses leases here");
+        };
         let value = match self.map.apply(position, update) {
             Outcome::Put => self.map.get(&key).map(|found| found.value),
             Outcome::Deleted { existed: true } => None,
             Outcome::Deleted { existed: false } | Outcome::Conflict { .. } => return,
+            Outcome::Lives { .. } | Outcome::Ended { .. } | Outcome::NoLease { .. } => {
+                unreachable!("nobody uses leases here")
+            }
         };
         self.changes.push((position, key, value));
     }
