@@ -42,6 +42,8 @@ mod playback;
 pub mod queue;
 pub mod register;
 mod renewing;
+#[cfg(test)]
+mod replicas_tests;
 mod roll_back;
 #[cfg(test)]
 mod second_index_tests;
