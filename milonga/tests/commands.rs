@@ -727,5 +727,5 @@ fn a_log_is_trimmed_no_further_than_it_is_needed() {
         .json();
     assert_eq!(forced["trimmed"].to_string(), end);
     dev.run(&["log", "trim", "99999"])
-        .refused(1, &["beyond the end"]);
+        .refused(4, &["beyond the end"]);
 }
