@@ -64,7 +64,7 @@ impl Process {
             match way {
                 0 => drop(txn.scan(other, &Keys::prefix("key 1"), 5)?),
                 1 => txn.delete(other, key(picks[3])),
-                2 => txn.update(&self.count, &Count::Add(picks[4] as i64)),
+                2 => txn.update(&self.count, &Count::Add(picks[4].cast_signed())),
                 3 => txn.update(&self.set, &Change::Add(key(picks[5]))),
                 _ => {
                     let there = number(txn.get(other, &key(picks[3]))?.as_ref());

@@ -1,0 +1,83 @@
+//! What of a log is kept, and going back, between real processes.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests are no tests to the lint.
+
+mod support;
+
+use support::{Dev, SMALL};
+
+/// What somebody needs is not trimmed but by force, and it is said who needs it; objects go back to what they were.
+#[test]
+fn a_log_is_trimmed_no_further_than_it_is_needed() {
+    let dev = Dev::start(&SMALL);
+    dev.run(&["log", "append", "of nobody"]).done();
+    dev.run(&["kv", "put", "stock", "1"]).done();
+    let put = dev
+        .run(&["kv", "put", "stock", "2", "-o", "json"])
+        .done()
+        .json();
+    dev.run(&["kv", "put", "stock", "3"]).done();
+    let needs = dev.run(&["log", "needs", "-o", "json"]).done();
+    assert!(needs.out.contains("\"object default\""), "{}", needs.out);
+    let end = dev.run(&["log", "end"]).done().out.trim().to_owned();
+    let trimmed = dev.run(&["log", "trim", &end, "-o", "json"]).done();
+    assert!(trimmed.err.contains("only: object d"), "{}", trimmed.err);
+    let trimmed = trimmed.json();
+    assert_eq!(trimmed["trimmed"], 1);
+    assert_eq!(trimmed["held_by"]["from"], 1);
+
+    let to = put["position"].to_string();
+    let back = dev
+        .run(&["object", "roll-back", "default", "--to", &to, "-o", "json"])
+        .done()
+        .json();
+    let found = dev.run(&["kv", "get", "stock", "-o", "json"]).done().json();
+    assert_eq!(
+        (&found["value"], &found["version"]),
+        (&"2".into(), &back["position"])
+    );
+    dev.run(&["object", "roll-back", "nothing", "--to", "1"])
+        .refused(5, &["no object is called `nothing`"]);
+    let listed = dev.run(&["object", "list", "-o", "json"]).done().json();
+    assert_eq!(
+        (&listed["name"], &listed["kind"]),
+        (&"default".into(), &"map".into())
+    );
+
+    dev.run(&["log", "at", "1h"]).refused(5, &["--note-times"]);
+    let kept = dev
+        .run(&[
+            "log",
+            "retention",
+            "--size",
+            "1",
+            "--snapshot-updates",
+            "3",
+            "-o",
+            "json",
+        ])
+        .done()
+        .json();
+    assert_eq!(
+        (
+            &kept["bytes"],
+            &kept["age_ms"],
+            &kept["snapshots"]["updates"]
+        ),
+        (&1.into(), &serde_json::Value::Null, &3.into())
+    );
+    dev.run(&["kv", "put", "stock", "4"]).done();
+    dev.run(&["keep", "--once"]).done();
+    let manifest = dev.run(&["kv", "snapshot", "-o", "json"]).done();
+    assert!(!manifest.out.is_empty());
+    dev.run(&["log", "retention", "--keep-all"]).done();
+
+    let end = dev.run(&["log", "end"]).done().out.trim().to_owned();
+    let forced = dev
+        .run(&["log", "trim", &end, "--force", "-o", "json"])
+        .done()
+        .json();
+    assert_eq!(forced["trimmed"].to_string(), end);
+    dev.run(&["log", "trim", "99999"])
+        .refused(4, &["beyond the end"]);
+}
