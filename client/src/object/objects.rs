@@ -119,7 +119,10 @@ impl Objects {
     }
 
     /// Hosts the object of type `O` that `stream` feeds, whatever its name. Opening it again gives the same one. Objects of
-    /// several types may be fed by one stream, if they have the same updates: a second index over one history.
+    /// several types may be fed by one stream, if they have the same updates: a second index over one history. Transactions over the
+    /// first are decided by it, so its kind must be known here, and it is played along.
+    ///
+    /// What has no name ([`Objects::open`]) keeps nothing from being trimmed: see [`super::Keeping`].
     pub fn host<O: Object>(&self, stream: StreamId) -> View<O> {
         locked(&self.shared.kinds).insert(O::KIND, Kind::of::<O>());
         View::new(self, stream)
