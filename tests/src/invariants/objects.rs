@@ -1,6 +1,7 @@
 //! What clients of replicated maps were told, against all changes that a replay from the start found.
 //!
-//! Versions are positions of the log, so that every answer says which changes it has seen: no order has to be searched for.
+//! Versions are positions of the log, so that every answer says which changes it has seen: no order has to be searched for, and
+//! the time that a check takes grows with the length of the history, not faster.
 //!
 //! - I4 What was asked after another was told lies behind it.
 //! - O2 The state of a map as of a position is what its changes up to there make ([`contents`]).
@@ -73,10 +74,51 @@ impl Truth {
 
     /// Whether all of this is so once everything below some place from `start` to `limit` has been applied.
     fn held(&self, reads: &Reads, start: Position, limit: Position) -> bool {
+        let (mut start, mut limit) = (start, limit);
+        // What was found was there from its own position on, and until the next change of its key.
+        for (key, version) in reads
+            .iter()
+            .filter_map(|read| Some((read.0, version(read)?)))
+        {
+            start = start.max(version.next());
+            let changes = self.keys.get(&key);
+            let next = changes.and_then(|changes| changes.range(version.next()..).next());
+            limit = next.map_or(limit, |(next, _)| limit.min(*next));
+        }
+        if start > limit {
+            return false;
+        }
         let changes = reads.iter().filter_map(|(key, _)| self.keys.get(key));
-        let changes = changes.flat_map(|changes| changes.range(start..).map(|(at, _)| at.next()));
-        let mut places = changes.chain([start]).filter(|place| *place <= limit);
+        let changes = changes.flat_map(|changes| changes.range(start..limit));
+        let places = changes.map(|(at, _)| at.next());
+        let mut places = std::iter::once(start).chain(places);
         places.any(|place| self.hold(reads, place))
+    }
+
+    /// For people: what of this was otherwise once everything below `end` had been applied.
+    fn other(&self, reads: &Reads, end: Position) -> String {
+        let mut others = reads.iter().map(|(key, _)| (key, self.below(*key, end)));
+        let other = others.find(|read| !reads.contains(&(*read.0, read.1)));
+        other.map_or_else(String::new, |(key, found)| {
+            format!("; below {end} lay {found:?} at {key:?}")
+        })
+    }
+
+    /// The change of `key` before the one at `position`, if that is one and there is one that set a value.
+    pub fn earlier(&self, key: Key, position: Position) -> Found {
+        let changes = self.keys.get(&key)?;
+        changes.get(&position)?;
+        self.below(key, position)
+    }
+
+    /// How many changes there are.
+    pub fn len(&self) -> usize {
+        self.positions.values().map(Changes::len).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
     }
 
     /// What these writes change at `position`: to remove a key that is not there changes nothing.
@@ -165,13 +207,13 @@ impl Bounds {
                 let own = own.or_else(|| truth.places(writes).first().copied());
                 later.extend(own.map(|position| (*asked, position)));
             }
-            let seen: Vec<Position> = match told {
-                Some((_, Told::Found(reads))) => reads.iter().filter_map(version).collect(),
-                Some((_, Told::Repeated(first))) => vec![*first],
-                _ => own.into_iter().collect(),
+            let seen = match told {
+                Some((_, Told::Found(reads))) => reads.iter().filter_map(version).max(),
+                Some((_, Told::Repeated(first))) => Some(*first),
+                _ => own,
             };
             let told = told.iter().map(|(told, _)| *told);
-            known.extend(told.flat_map(|told| seen.iter().map(move |at| (told, at.next()))));
+            known.extend(told.zip(seen).map(|(told, seen)| (told, seen.next())));
         }
         let changes = watches.iter().flat_map(|watch| &watch.changes);
         known.extend(changes.map(|(at, change)| (*at, change.position.next())));
@@ -212,8 +254,10 @@ fn read(truth: &Truth, operation: &Operation, floor: Position, bounds: &Bounds) 
     let (at, told) = operation.told.as_ref()?;
     let limit = bounds.after(*at);
     match (&operation.what, told) {
-        (Asked::Read, Told::Found(reads)) => (!truth.held(reads, floor, limit))
-            .then(|| "O4: this is no state with everything acknowledged before".to_owned()),
+        (Asked::Read, Told::Found(reads)) => (!truth.held(reads, floor, limit)).then(|| {
+            let other = truth.other(reads, floor);
+            format!("O4: this is no state with everything acknowledged before{other}")
+        }),
         (Asked::ReadStale, Told::Found(reads)) => (!truth.held(reads, Position::FIRST, limit))
             .then(|| "O2: this is the state as of no position".to_owned()),
         (Asked::At { map, position }, Told::Contents(found)) => {
@@ -266,7 +310,10 @@ fn write(
     }
     match told {
         Some((_, Told::Done(at, reads))) => (!isolated(truth, writes, mode, *at, reads, floor))
-            .then(|| format!("X3: what it read is not what it was to be at {at}")),
+            .then(|| {
+                let other = truth.other(reads, *at);
+                format!("X3: what it read is not what it was to be at {at}{other}")
+            }),
         Some((_, Told::Refused(Some((at, reads))))) => {
             (!truth.hold(reads, *at)).then(|| "O6: what was found was not what is there".to_owned())
         }
@@ -352,10 +399,58 @@ fn once(truth: &Truth, operations: &[Operation]) -> Vec<String> {
     violations
 }
 
+/// Who may have done what.
+#[derive(Default)]
+struct Origins<'a> {
+    /// Told where.
+    told: BTreeMap<Position, Vec<&'a Operation>>,
+    /// Not told, by the values that they write.
+    open: BTreeMap<u64, Vec<&'a Operation>>,
+    /// Not told, and of removals alone.
+    removals: Vec<&'a Operation>,
+}
+
+impl<'a> Origins<'a> {
+    fn new(operations: &'a [Operation]) -> Self {
+        let mut origins = Self::default();
+        for operation in operations {
+            let Asked::Write { writes, .. } = &operation.what else {
+                continue;
+            };
+            match &operation.told {
+                Some((_, Told::Done(at, _) | Told::Undecided(at))) => {
+                    origins.told.entry(*at).or_default().push(operation);
+                }
+                Some((_, Told::Open)) | None => {
+                    let mut values = writes.iter().filter_map(|(_, value)| *value).peekable();
+                    if values.peek().is_none() {
+                        origins.removals.push(operation);
+                    }
+                    values.for_each(|value| origins.open.entry(value).or_default().push(operation));
+                }
+                Some(_) => {}
+            }
+        }
+        origins
+    }
+
+    /// All who may have made these changes at `position`.
+    fn of(&self, position: Position, changes: &Changes) -> impl Iterator<Item = &'a Operation> {
+        let told = self.told.get(&position).into_iter().flatten();
+        let is_removal = changes.values().all(Option::is_none);
+        let open = changes
+            .values()
+            .filter_map(|value| self.open.get(&(*value)?));
+        let removals: &[_] = if is_removal { &self.removals } else { &[] };
+        told.chain(open.flatten()).chain(removals).copied()
+    }
+}
+
 /// O8: whatever happened somebody asked for, as a whole, who was not told that it did not take place or that it did elsewhere.
 fn origins(truth: &Truth, operations: &[Operation]) -> Vec<String> {
-    let orphans = truth.positions.iter().filter(|(position, _)| {
-        let mut all = operations.iter();
+    let all = Origins::new(operations);
+    let orphans = truth.positions.iter().filter(|(position, changes)| {
+        let mut all = all.of(**position, changes);
         !all.any(|operation| truth.may_be_of(operation, **position))
     });
     orphans
@@ -373,7 +468,6 @@ pub fn watch(truth: &Truth, watched: &Watched, floor: impl Fn(u64) -> Position) 
         (*position, own.map(|(key, value)| (*key, *value)).collect())
     });
     let all = all.filter(|(_, changes): &(Position, Changes)| !changes.is_empty());
-    let expected: Vec<(Position, Changes)> = all.collect();
     let mut told: Vec<(Position, Changes)> = vec![];
     for (_, change) in &watched.changes {
         if told.last().is_none_or(|(at, _)| *at != change.position) {
@@ -386,6 +480,8 @@ pub fn watch(truth: &Truth, watched: &Watched, floor: impl Fn(u64) -> Position) 
             return wrong(format!("told twice {change:?}"));
         }
     }
+    // One more than was told: what may be missing.
+    let expected: Vec<(Position, Changes)> = all.take(told.len() + 1).collect();
     for (number, (at, changes)) in told.iter().enumerate() {
         let is_right = expected.get(number).is_some_and(|(place, all)| {
             // Of the last position some may still be to come.
