@@ -1,5 +1,6 @@
 //! Tests that need more than one part of Milonga: the simulator, the model, the invariants and the house rules.
 
+pub mod histories;
 pub mod history;
 pub mod invariants;
 pub mod model;

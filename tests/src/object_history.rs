@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use milonga_wire::Position;
+use serde::{Deserialize, Serialize};
 
 /// A key of a map: the map's number and its own.
 pub type Key = (u64, u64);
@@ -24,7 +25,7 @@ pub type Contents = BTreeMap<u64, (u64, Position)>;
 pub type Reads = Vec<(Key, Found)>;
 
 /// How the reads of a transaction relate to where it lies.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub enum Mode {
     /// All reads hold where it lies.
     Serializable,
@@ -35,7 +36,7 @@ pub enum Mode {
 }
 
 /// What a client asked.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub enum Asked {
     /// Reads of one state that holds everything acknowledged before.
     Read,
@@ -60,7 +61,7 @@ pub enum Asked {
 }
 
 /// What a client was told.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub enum Told {
     /// What it read.
     Found(Reads),
@@ -94,7 +95,7 @@ pub struct Operation {
 }
 
 /// What a watch told: a change of a key.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Change {
     /// Where.
     pub position: Position,

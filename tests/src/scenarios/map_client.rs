@@ -57,7 +57,8 @@ impl Shared {
 /// The maps that are hosted together.
 #[derive(Clone)]
 pub struct Replica {
-    objects: Objects,
+    /// What they are played by.
+    pub(crate) objects: Objects,
     /// By number.
     pub maps: BTreeMap<u64, Map>,
     /// Likewise.
@@ -92,7 +93,7 @@ impl Replica {
     }
 
     /// A map, which is hosted as long as anybody has it.
-    fn map(&self, number: u64) -> Map {
+    pub(crate) fn map(&self, number: u64) -> Map {
         Map::of(self.objects.host(stream_of(number)))
     }
 
@@ -169,18 +170,18 @@ struct MapClient {
     pause: Duration,
 }
 
-/// A key as a map has it.
-fn bytes_of(number: u64) -> Bytes {
+/// A number as a key or a value of a map has it.
+pub(crate) fn bytes_of(number: u64) -> Bytes {
     Bytes::from(number.to_string())
 }
 
-fn number_of(bytes: &[u8]) -> u64 {
+pub(crate) fn number_of(bytes: &[u8]) -> u64 {
     let text = std::str::from_utf8(bytes).ok();
     // Nobody writes that value, so a damaged one is found.
     text.and_then(|text| text.parse().ok()).unwrap_or(u64::MAX)
 }
 
-fn found_of(found: Option<&Versioned>) -> Found {
+pub(crate) fn found_of(found: Option<&Versioned>) -> Found {
     found.map(|found| (number_of(&found.value), found.version))
 }
 
@@ -193,9 +194,9 @@ pub fn contents_of(state: &MapState) -> Contents {
         .collect()
 }
 
-/// What a scan of all keys says of each.
-fn reads_of(map: u64, contents: &Contents) -> Reads {
-    (0..KEYS)
+/// What a scan of a map of so many keys says of each.
+pub(crate) fn reads_of(map: u64, keys: u64, contents: &Contents) -> Reads {
+    (0..keys)
         .map(|key| ((map, key), contents.get(&key).copied()))
         .collect()
 }
@@ -207,6 +208,37 @@ pub fn change_of(map: u64, position: Position, key: &[u8], value: Option<&Bytes>
         key: (map, number_of(key)),
         value: value.map(|value| number_of(value)),
     }
+}
+
+/// Reads these keys, and all of a map of so many, and writes.
+pub(crate) fn body(
+    maps: &BTreeMap<u64, Map>,
+    txn: &mut Transaction<'_>,
+    reads: &[Key],
+    scanned: Option<u64>,
+    keys: u64,
+    writes: &[(Key, Value)],
+) -> Result<Reads, PlayError> {
+    let mut all = vec![];
+    for (number, key) in reads {
+        let found = txn.get_versioned(&maps[number], &bytes_of(*key))?;
+        all.push(((*number, *key), found_of(found.as_ref())));
+    }
+    if let Some(number) = scanned {
+        let page = txn.scan(&maps[&number], &Keys::all(), usize::MAX)?;
+        let entries = page.entries.iter();
+        let contents = entries
+            .map(|(key, found)| (number_of(key), (number_of(&found.value), found.version)))
+            .collect();
+        all.extend(reads_of(number, keys, &contents));
+    }
+    for ((number, key), value) in writes {
+        match value {
+            Some(value) => txn.put(&maps[number], bytes_of(*key), bytes_of(*value)),
+            None => txn.delete(&maps[number], bytes_of(*key)),
+        }
+    }
+    Ok(all)
 }
 
 impl MapClient {
@@ -376,7 +408,7 @@ impl MapClient {
         let asked = self.shared.history.ask(self.process, Asked::Read);
         let reads = if self.random.below(3) == 0 {
             let page = map.view().read(contents_of).await;
-            page.map(|contents| reads_of(number, &contents))
+            page.map(|contents| reads_of(number, KEYS, &contents))
         } else {
             let key = self.key();
             let found = map.get(&bytes_of(key)).await;
@@ -396,7 +428,7 @@ impl MapClient {
         let (number, map) = self.map();
         let asked = self.shared.history.ask(self.process, Asked::ReadStale);
         let contents = map.view().read_stale(contents_of);
-        let told = Told::Found(reads_of(number, &contents));
+        let told = Told::Found(reads_of(number, KEYS, &contents));
         self.shared.history.tell(asked, told);
     }
 
@@ -498,41 +530,12 @@ impl MapClient {
         let maps = maps.map(|map| (map, self.replica.map(map))).collect();
         let mut last = vec![];
         let result = transact.run(|txn| {
-            last = Self::body(&maps, txn, &reads, scanned, &writes)?;
+            last = body(&maps, txn, &reads, scanned, KEYS, &writes)?;
             Ok(last.clone())
         });
         let result = result.await;
         let told = self.transacted(result, last).await;
         self.shared.history.tell(asked, told);
-    }
-
-    fn body(
-        maps: &BTreeMap<u64, Map>,
-        txn: &mut Transaction<'_>,
-        reads: &[Key],
-        scanned: Option<u64>,
-        writes: &[(Key, Value)],
-    ) -> Result<Reads, PlayError> {
-        let mut all = vec![];
-        for (number, key) in reads {
-            let found = txn.get_versioned(&maps[number], &bytes_of(*key))?;
-            all.push(((*number, *key), found_of(found.as_ref())));
-        }
-        if let Some(number) = scanned {
-            let page = txn.scan(&maps[&number], &Keys::all(), usize::MAX)?;
-            let entries = page.entries.iter();
-            let contents = entries
-                .map(|(key, found)| (number_of(key), (number_of(&found.value), found.version)))
-                .collect();
-            all.extend(reads_of(number, &contents));
-        }
-        for ((number, key), value) in writes {
-            match value {
-                Some(value) => txn.put(&maps[number], bytes_of(*key), bytes_of(*value)),
-                None => txn.delete(&maps[number], bytes_of(*key)),
-            }
-        }
-        Ok(all)
     }
 
     /// What to note of a transaction that read `last` when it was last tried.
