@@ -301,6 +301,44 @@ fn what_nobody_asked_for_and_what_was_done_and_is_not_there_is_found() {
     assert!(broken_in(less, &sound()).contains(&"O8".to_owned()));
 }
 
+/// O8: a removal has no value that would say whose it is.
+#[test]
+fn a_removal_may_be_of_one_who_was_not_told_where_it_is_and_of_nobody_who_was_told_elsewhere() {
+    for open in [Told::Open, Told::Undecided(Position(8))] {
+        assert_eq!(broken(&told(4, open)), NOTHING);
+    }
+    assert_eq!(broken(&told(4, Told::Undecided(Position(9)))), ["O8"]);
+    let mut another = told(4, Told::Open);
+    another[4] = wrote(4, &[(Y, None)], Mode::Serializable, Told::Open);
+    assert_eq!(broken(&another), ["O8"]);
+}
+
+/// O4, O2: what was found says between which changes; what was not must be absent there, though it is at other times.
+#[test]
+fn what_was_found_and_what_was_not_must_be_so_at_one_time() {
+    let more = [
+        &changes()[..],
+        &[change(9, X, Some(4)), change(10, X, None)],
+    ]
+    .concat();
+    let others = [
+        wrote(6, &[(X, Some(4))], Mode::Serializable, done(9, vec![])),
+        wrote(7, &[(X, None)], Mode::Serializable, done(10, vec![])),
+    ];
+    let y = (Y, Some((3, Position(5))));
+    for (at, found, expected) in [
+        (9, vec![(X, None), y], &NOTHING[..]),
+        (9, vec![(X, Some((4, Position(9)))), y], &NOTHING[..]),
+        (9, vec![(X, None), (Y, None)], &NOTHING[..]),
+        (9, vec![(X, Some((4, Position(9)))), (Y, None)], &["O2"]),
+        (9, vec![(X, Some((2, Position(2))))], &["O2"]),
+    ] {
+        let stale = operation(at, Asked::ReadStale, Told::Found(found));
+        let history = [&sound()[..], &others, &[stale]].concat();
+        assert_eq!(broken_in(&more, &history), expected);
+    }
+}
+
 /// O6.
 #[test]
 fn a_conflict_that_was_none_is_found() {
