@@ -24,6 +24,8 @@ use crate::scenarios::map_client::{Replica, change_of, contents_of};
 const LOOK: Duration = Duration::from_millis(100);
 /// Between two lines that say how far it is.
 const SAY: Duration = Duration::from_secs(10);
+/// How long nobody may be answered: longer than any fault lasts, and everything that follows from it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(120);
 /// How long a newcomer tries.
 const REPLAY_DEADLINE: Duration = Duration::from_secs(120);
 /// What a replay found, beside the histories.
@@ -90,7 +92,7 @@ pub async fn record(
         stopping(&faults, faults.of_servers(&cluster, servers)),
         stopping(&faults, faults.of_clients(&clients, others)),
     );
-    watched.and(of_servers).and(of_clients)?;
+    of_servers.and(of_clients).and(watched)?;
     say(format_args!("the last reads"));
     clients.finish().await?;
     say(format_args!("waiting for the cluster to be whole"));
@@ -123,18 +125,24 @@ async fn enough(
     say: &impl Fn(std::fmt::Arguments<'_>),
 ) -> Result<()> {
     let clock = Clock::real();
-    let (began, mut said) = (clock.now(), clock.now());
+    let began = clock.now();
+    let (mut said, mut last) = (began, (0, began));
     loop {
         clock.sleep(LOOK).await;
         clients.all_run()?;
-        let answered = clients.answered();
+        let (answered, now) = (clients.answered(), clock.now());
+        if answered != last.0 {
+            last = (answered, now);
+        }
+        if now.since(last.1) > ANSWER_WITHIN {
+            bail!("nobody was answered for {} s", ANSWER_WITHIN.as_secs());
+        }
         if answered >= wanted.operations && (wanted.calm || faults.are_enough()) {
             return Ok(());
         }
         if !wanted.calm && faults.is_over() {
             bail!("a fault could not be made");
         }
-        let now = clock.now();
         if now.since(said) >= SAY {
             said = now;
             let made: u64 = faults.made().values().sum();
