@@ -272,7 +272,7 @@ fn positions_and_records_out_of_bounds_are_refused_and_gaps_are_told() {
     dev.run(&["log", "read", "3", "--raw"])
         .refused(5, &["trimmed"]);
     let end = dev.run(&["log", "end"]).done().out;
-    dev.run(&["log", "trim", end.trim()]).done();
+    dev.run(&["log", "trim", end.trim(), "--force"]).done();
     dev.run(&["kv", "watch", "--from", "0"])
         .refused(1, &["trimmed"]);
 
