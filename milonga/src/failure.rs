@@ -256,6 +256,7 @@ impl From<KeepError> for Failure {
 impl From<RollBackError> for Failure {
     fn from(error: RollBackError) -> Self {
         match error {
+            RollBackError::Nothing => Self::new(Code::Usage, error),
             RollBackError::NotFound(_) => Self::new(Code::NotFound, error),
             RollBackError::UnknownKind { .. } => Self::failed(error),
             RollBackError::Open(error) => error.into(),

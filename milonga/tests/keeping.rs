@@ -67,7 +67,9 @@ fn a_log_is_trimmed_no_further_than_it_is_needed() {
         (&1.into(), &serde_json::Value::Null, &3.into())
     );
     dev.run(&["kv", "put", "stock", "4"]).done();
-    dev.run(&["keep", "--once"]).done();
+    let kept = dev.run(&["keep", "--once", "-o", "json"]).done().json();
+    // How long the log was is known from now on only.
+    assert_eq!(kept.get("trimmed"), Some(&serde_json::Value::Null));
     let manifest = dev.run(&["kv", "snapshot", "-o", "json"]).done();
     assert!(!manifest.out.is_empty());
     dev.run(&["log", "retention", "--keep-all"]).done();

@@ -176,14 +176,7 @@ impl Group {
                     match (image, self.playback.next_ready()) {
                         (Some(image), _) => world.bring(manifest, image),
                         // Later snapshots hold what it went back to.
-                        (None, Some(found)) => {
-                            if let EntryKind::Data { streams, .. } = &found.entry.kind {
-                                let position = found.entry.position;
-                                streams
-                                    .iter()
-                                    .for_each(|link| world.trimmed(Some(link.stream), position));
-                            }
-                        }
+                        (None, Some(found)) => world.passed_by(&found.entry),
                         (None, None) => {}
                     }
                     Ok(())
@@ -196,9 +189,8 @@ impl Group {
 
     /// Plays along from now on an object that decides what another here takes part in.
     async fn bring_object(&mut self, of: Position, object: Named) -> Result<(), PlayError> {
-        let Some((end, term)) = self.playback.under_way() else {
-            return Ok(());
-        };
+        let under_way = self.playback.under_way();
+        let (end, term) = under_way.expect("what lacks it was just brought");
         let kind = self.kind_for(of, &object.kind)?;
         let mut companion = Self::new(&self.log, &self.kinds, None);
         companion.host_restored(object.stream, kind, of).await?;
@@ -240,8 +232,14 @@ impl Group {
                 }
             };
             if now.since(since) >= patience {
-                let found = self.decide(of, end.term).await?;
-                locked(&self.world).learn(found);
+                let entry = self.playback.log().read(of).await?;
+                let found = self.decide(&entry, end.term).await?;
+                let mut world = locked(&self.world);
+                match found {
+                    Some(found) => world.learn(found),
+                    // Later snapshots hold what became of it (R4).
+                    None => world.passed_by(&entry),
+                }
                 return Ok(());
             }
             if now.since(begun) >= self.log.options().deadline {
@@ -286,26 +284,36 @@ impl Group {
         Ok(())
     }
 
-    /// Decides the transaction at `of` in its writer's place: replays what it checked up to there, and tells everybody.
-    async fn decide(&self, of: Position, term: Term) -> Result<Decision, PlayError> {
-        let undecided = |why: String| PlayError::Undecided { position: of, why };
-        let entry = self.playback.log().read(of).await?;
-        let commit = commit_in(&entry).ok_or_else(|| undecided("it is not readable".to_owned()))?;
+    /// Decides a transaction in its writer's place: replays what it checked up to there, and tells everybody. None if that was
+    /// trimmed.
+    async fn decide(&self, entry: &Entry, term: Term) -> Result<Option<Decision>, PlayError> {
+        let of = entry.position;
+        let undecided = |why: &str| PlayError::Undecided {
+            position: of,
+            why: why.to_owned(),
+        };
+        let commit = commit_in(entry).ok_or_else(|| undecided("it is not readable"))?;
         let mut shadow = Self::new(&self.log, &self.kinds, None);
         for Named { stream, kind } in commit.decided_by() {
             let kind = self.kind_for(of, kind)?;
             shadow.host_restored(*stream, kind, of).await?;
         }
         shadow.play_to(of, term).await?;
-        let verdict = locked(&shadow.world).decide(of, &commit);
-        let verdict =
-            verdict.ok_or_else(|| undecided("what it checked cannot be replayed".to_owned()))?;
+        let verdict = {
+            let world = locked(&shadow.world);
+            let mut needed = commit.decided_by().into_iter();
+            match world.decide(of, &commit) {
+                Some(verdict) => verdict,
+                None if needed.any(|object| world.is_trimmed(object)) => return Ok(None),
+                None => return Err(undecided("what it checked cannot be replayed")),
+            }
+        };
         let found = Decision { of, verdict };
         if let EntryKind::Data { streams, .. } = &entry.kind {
             let streams: Vec<StreamId> = streams.iter().map(|link| link.stream).collect();
             tell(&self.log, &streams, found.clone()).await;
         }
-        Ok(found)
+        Ok(Some(found))
     }
 }
 

@@ -8,8 +8,10 @@
 //! loads a large snapshot what it reads (a pin). What no policy gives up is kept though nobody needs it.
 //!
 //! - R1 Nothing at or above the lowest need is trimmed by [`Keeping::trim`].
-//! - R2 What was looked at before is needed: whoever comes later starts from a snapshot that was not given up, or looks again.
+//! - R2 Who comes while something is given up finds a part of a snapshot missing, looks again, and starts from a later one.
 //! - R3 A snapshot to go back to is needed until a later one is as of a position at which nobody may go back to it any more.
+//! - R4 Who plays an object on from its newest snapshot may have to decide transactions that it takes part in, and replays what
+//!   they checked for that. So it needs of every other object a snapshot as of no later position, or that object's start.
 //!
 //! The same object knows at what time the log was how long, if it was asked to: whoever does the work notes it now and then.
 

@@ -20,6 +20,9 @@ use super::transaction::Writes;
 /// Why objects were not taken back.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RollBackError {
+    /// No name was given.
+    #[error("no object was named; name at least one")]
+    Nothing,
     /// No object has that name.
     #[error("no object is called `{0}`; see `milonga object list`")]
     NotFound(String),
@@ -74,6 +77,9 @@ impl Objects {
     /// them at once, by a new record whose position is returned. What was written since stays in the log, and can be gone back to
     /// in the same way. Positions of keys do not go back: what changes by it was written by it.
     ///
+    /// A second index over the stream of one of them ([`Objects::host`]) cannot follow and stops there, with a typed error: its own
+    /// state of then is in no snapshot.
+    ///
     /// # Errors
     /// [`RollBackError`].
     pub async fn roll_back(
@@ -81,6 +87,9 @@ impl Objects {
         names: &[impl AsRef<str>],
         to: Position,
     ) -> Result<Position, RollBackError> {
+        if names.is_empty() {
+            return Err(RollBackError::Nothing);
+        }
         let mut all: Vec<(Named, Kind)> = vec![];
         for name in names.iter().map(AsRef::as_ref) {
             let not_found = || RollBackError::NotFound(name.to_owned());

@@ -129,6 +129,9 @@ pub(crate) async fn newest(
         let mut usable: Vec<_> = manifests.into_iter().filter(|(_, it)| usable(it)).collect();
         // The one that holds most first: a slow writer's manifest may lie behind those of later ones.
         usable.sort_unstable_by_key(|(position, it)| std::cmp::Reverse((it.as_of, *position)));
+        if usable.is_empty() {
+            return Ok(None);
+        }
         for (position, manifest) in usable {
             match read_pinned(log, position, &manifest).await? {
                 Some(image) => {

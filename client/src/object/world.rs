@@ -14,6 +14,7 @@ use super::error::PlayError;
 use super::hosted::{Cell, Hosted, Stopped};
 use super::image::{ImageReader, ImageWriter};
 use super::waiting::Waiting;
+use crate::entry::{Entry, Kind};
 
 /// Objects, all at one place in the log.
 pub(crate) struct World {
@@ -218,6 +219,16 @@ impl World {
         let concerned = all.filter(|(own, _)| stream.is_none_or(|stream| stream == **own));
         for object in concerned.flat_map(|(_, objects)| objects) {
             object.stop(Stopped::Trimmed(position));
+        }
+    }
+
+    /// What is needed to apply `entry` was trimmed: those whose streams it belongs to stop.
+    pub(crate) fn passed_by(&mut self, entry: &Entry) {
+        if let Kind::Data { streams, .. } = &entry.kind {
+            let position = entry.position;
+            self.each(streams, position, |object| {
+                object.stop(Stopped::Trimmed(position));
+            });
         }
     }
 

@@ -4,7 +4,7 @@ use milonga_client::object::Objects;
 use milonga_client::object::keeping::{Keeper, MEMORY};
 
 use super::Context;
-use super::log::size;
+use super::log::{print_kept, size};
 use crate::failure::Outcome;
 use crate::output::say;
 
@@ -31,10 +31,7 @@ impl Keep {
             keeper.run().await;
             return Ok(());
         }
-        match Box::pin(keeper.work()).await? {
-            Some(kept) => say(format_args!("trimmed to {}", kept.trimmed)),
-            None => say("nothing is to go"),
-        }
-        Ok(())
+        let kept = Box::pin(keeper.work()).await?;
+        print_kept(context, kept)
     }
 }

@@ -97,7 +97,10 @@ impl Keeper {
         let now_ms = self.log().host().clock.wall_ms();
         let known = |state: &KeepingState| (state.retained_from(now_ms), state.every());
         let (to, every) = self.keeping.view.read(known).await?;
-        self.write_snapshots(to, every).await?;
+        if self.write_snapshots(to, every).await? {
+            // Those that were written first are older than those that came after them (R4).
+            self.write_snapshots(to, every).await?;
+        }
         if to <= self.trimmed {
             return Ok(None);
         }
@@ -166,23 +169,28 @@ impl Keeper {
     }
 
     /// Writes the snapshots that are due: of what took enough since its last one, and of what keeps from going what lies below `to`.
-    async fn write_snapshots(&mut self, to: Position, every: Every) -> Result<(), KeepError> {
+    /// Whether there was any of the latter.
+    async fn write_snapshots(&mut self, to: Position, every: Every) -> Result<bool, KeepError> {
         let (last, bytes) = self.length;
         let end = self.log().end().await.map_err(PlayError::from)?.counter;
         if end > last {
             self.length = (end, bytes + self.bytes_in(last, end).await?);
         }
         let (end, bytes) = self.length;
+        let mut is_any_in_the_way = false;
         for own in self.keeping.objects().await? {
             let is_in_the_way = own.from < to;
-            let may_be_due = match self.looked.get(&own.object) {
-                Some((then, before)) => {
-                    end.since(*then) >= every.updates.div_ceil(LOOKS)
-                        || bytes - before >= every.bytes
-                }
-                None => true,
+            let looked = self.looked.get(&own.object).copied();
+            let (then, before) = if let Some(looked) = looked {
+                looked
+            } else {
+                let since = self.bytes_in(own.as_of(), end).await?;
+                (own.as_of(), bytes.saturating_sub(since))
             };
+            let has_grown = end.since(then) >= every.updates.div_ceil(LOOKS);
+            let may_be_due = has_grown || bytes - before >= every.bytes;
             if !is_in_the_way && !may_be_due {
+                self.looked.insert(own.object, (then, before));
                 continue;
             }
             let Some(kind) = self.keeping.view.objects().kind(&own.object.kind) else {
@@ -200,13 +208,16 @@ impl Keeper {
                 continue;
             }
             let hold = Hold::new(self.keeping.view.objects(), own.object.clone(), kind);
-            if let Err(error) = self.write_if_due(&hold, &own, is_in_the_way, every).await {
+            match self.write_if_due(&hold, &own, is_in_the_way, every).await {
+                Ok(()) => is_any_in_the_way |= is_in_the_way,
                 // One that cannot be played keeps no other from getting its own.
-                tracing::info!(%error, name = own.name, "no snapshot could be written");
+                Err(error) => {
+                    tracing::info!(%error, name = own.name, "no snapshot could be written");
+                }
             }
             self.looked.insert(own.object, (end, bytes));
         }
-        Ok(())
+        Ok(is_any_in_the_way)
     }
 
     async fn write_if_due(

@@ -64,8 +64,44 @@ pub(super) struct Own {
     pub(super) object: Named,
     /// The newest snapshot from which it can be started.
     pub(super) newest: Option<Manifest>,
+    /// Its start and its snapshots, lowest first: never none.
+    bases: Vec<Base>,
     /// From here on it needs the log.
     pub(super) from: Position,
+}
+
+/// What an object can be played on from.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Base {
+    /// Everything of its stream below is in it.
+    as_of: Position,
+    /// What has to stay in the log for it: from here on.
+    needs: Position,
+}
+
+impl Own {
+    /// Everything below is in its newest snapshot, or lies before its start.
+    pub(super) fn as_of(&self) -> Position {
+        self.bases.last().map_or(Position::FIRST, |base| base.as_of)
+    }
+
+    /// What it is replayed from by those who have to know how it stood at `at`, or later.
+    fn base_at(&self, at: Position) -> Base {
+        let below = self.bases.partition_point(|base| base.as_of <= at);
+        self.bases[below.saturating_sub(1)]
+    }
+}
+
+/// R4: whoever plays an object on from its newest snapshot may have to decide what it takes part in.
+fn meet_each_other(objects: &mut [Own]) {
+    let needs = |own: &Own| {
+        let of_each = objects.iter().map(|it| it.base_at(own.as_of()).needs);
+        of_each.min().unwrap_or(own.from)
+    };
+    let all: Vec<Position> = objects.iter().map(needs).collect();
+    for (own, from) in objects.iter_mut().zip(all) {
+        own.from = from;
+    }
 }
 
 impl Keeping {
@@ -117,6 +153,7 @@ impl Keeping {
                 .map(|(name, object, since)| look(self.log(), name, object, *since));
             objects.extend(try_join_all(looks).await?.into_iter().flatten());
         }
+        meet_each_other(&mut objects);
         Ok(objects)
     }
 
@@ -144,28 +181,35 @@ async fn look(
     object: &Named,
     since: Option<Position>,
 ) -> Result<Option<Own>, PlayError> {
-    let manifests = snapshot::manifests(log, object).await?;
-    let usable = manifests.values().filter(|it| !it.is_past);
-    let newest = usable.max_by_key(|it| it.as_of).cloned();
-    let first = match (&newest, since) {
-        (Some(newest), _) => newest.needs(),
-        (None, Some(since)) => since,
-        (None, None) => match first_of(log, object.stream).await? {
-            Some(first) => first,
-            None => return Ok(None),
-        },
+    let start = match since {
+        Some(since) => Some(since),
+        None => first_of(log, object.stream).await?,
     };
-    // R3.
-    let as_of = newest.as_ref().map_or(Position::FIRST, |it| it.as_of);
-    let back = manifests
-        .iter()
-        .filter(|(position, it)| it.is_past && as_of <= position.plus(BACK_WITHIN));
-    let back = back.map(|(_, it)| it.needs()).min();
-    Ok(Some(Own {
+    let manifests = snapshot::manifests(log, object).await?;
+    let (past, usable): (Vec<_>, Vec<_>) = manifests.iter().partition(|(_, it)| it.is_past);
+    let start = start.into_iter().map(|start| (start, start));
+    let bases = usable.iter().map(|(_, it)| (it.as_of, it.needs()));
+    let mut bases: Vec<Base> = start
+        .chain(bases)
+        .map(|(as_of, needs)| {
+            // R3.
+            let back = past
+                .iter()
+                .filter(|(position, _)| as_of <= position.plus(BACK_WITHIN));
+            let back = back.map(|(_, it)| it.needs()).min();
+            let needs = back.map_or(needs, |back| back.min(needs));
+            Base { as_of, needs }
+        })
+        .collect();
+    bases.sort_unstable();
+    let newest = usable.into_iter().map(|(_, it)| it);
+    let newest = newest.max_by_key(|it| it.as_of).cloned();
+    Ok(bases.last().copied().map(|last| Own {
         name: name.to_owned(),
         object: object.clone(),
         newest,
-        from: back.map_or(first, |back| back.min(first)),
+        bases,
+        from: last.needs,
     }))
 }
 

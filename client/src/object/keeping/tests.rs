@@ -7,6 +7,7 @@ use super::*;
 use crate::object::cursors::If;
 use crate::object::directory::DirectoryState;
 use crate::object::map::MapState;
+use crate::object::transact::tests::{append_untold, value};
 use crate::object::{Cursors, Map, codec, snapshot};
 use crate::testing::Cluster;
 
@@ -106,8 +107,11 @@ async fn nothing_is_trimmed_that_somebody_needs() {
     let directory = objects.host::<DirectoryState>(stream);
     map.view().sync().await.unwrap();
     directory.snapshot().await.unwrap();
+    // Since the map may have to be replayed to decide what happens to it.
     let kept = keeping.trim(end).await.unwrap();
-    assert_eq!(trimmed(&kept), (5, "object m".to_owned()));
+    assert_eq!(trimmed(&kept), (5, "object directory".to_owned()));
+    let needs = keeping.needs().await.unwrap();
+    assert_eq!(needs[1].what, "object m");
 
     let snapshot = map.view().snapshot().await.unwrap();
     let cursors = Cursors::open(&objects);
@@ -127,6 +131,54 @@ async fn nothing_is_trimmed_that_somebody_needs() {
     let late = Objects::new(&cluster.client(Role::Writer));
     let again = Map::open(&late, "m").await.unwrap();
     assert_eq!(again.get(b"k").await.unwrap().unwrap().value, "9");
+}
+
+/// R4: what a transaction had checked stays for as long as somebody may have to decide it in its writer's place. Who comes to it
+/// after that starts from where it is decided.
+#[tokio::test(start_paused = true)]
+async fn what_decides_a_transaction_that_nobody_told_is_kept() {
+    let cluster = Cluster::new(2, 2, 3);
+    let objects = Objects::new(&cluster.client(Role::Control));
+    let log = objects.log().clone();
+    let checked = Map::open(&objects, "checked").await.unwrap();
+    let written = Map::open(&objects, "written").await.unwrap();
+    checked.put("k", "1").await.unwrap();
+    written.put("k", "1").await.unwrap();
+    let stream = StreamId::of_name(DirectoryState::KIND);
+    let directory = objects.host::<DirectoryState>(stream);
+    directory.snapshot().await.unwrap();
+    written.view().snapshot().await.unwrap();
+    let slow = Objects::new(&cluster.client(Role::Writer));
+    let behind = Map::open(&slow, "written").await.unwrap();
+    assert_eq!(value(&behind, "k").await, 1);
+
+    let untold = append_untold(&objects, |txn| {
+        txn.get(&checked, b"k").unwrap();
+        txn.put(&written, "k", "2");
+    });
+    let untold = untold.await;
+    checked.put("k", "3").await.unwrap();
+    checked.view().snapshot().await.unwrap();
+    let keeping = Keeping::open(&objects);
+    let end = log.end().await.unwrap().counter;
+    let kept = keeping.trim(end).await.unwrap();
+    assert!(kept.trimmed < untold, "{kept:?}");
+    let late = Objects::new(&cluster.client(Role::Reader));
+    let again = Map::open(&late, "written").await.unwrap();
+    assert_eq!(value(&again, "k").await, 2);
+
+    // Now it is in the snapshots of all; it itself stays because of somebody else.
+    for _ in 0..2 {
+        checked.put("k", "4").await.unwrap();
+        directory.snapshot().await.unwrap();
+        written.view().snapshot().await.unwrap();
+        checked.view().snapshot().await.unwrap();
+    }
+    let cursors = Cursors::open(&objects);
+    cursors.move_to("c", untold, If::Always).await.unwrap();
+    let kept = keeping.trim(end).await.unwrap();
+    assert_eq!(kept.trimmed, untold);
+    assert_eq!(value(&behind, "k").await, 2);
 }
 
 /// What is given up by age goes by itself: objects in the way get snapshots, pins of those who are gone end, cursors stay.

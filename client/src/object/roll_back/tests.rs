@@ -1,11 +1,12 @@
 //! Going back, on a cluster in memory.
 
-use milonga_wire::{Position, Role};
+use milonga_wire::{Position, Role, StreamId};
 
 use super::*;
 use crate::object::codec::BACK_WITHIN;
+use crate::object::directory::DirectoryState;
 use crate::object::transact::tests::{move_one, value};
-use crate::object::{Counter, Keeping, Map};
+use crate::object::{Counter, Keeping, Map, Object};
 use crate::testing::Cluster;
 
 /// Several objects go back at once, to any position, and forth again; whoever joins later has the same.
@@ -81,6 +82,9 @@ async fn what_was_gone_back_to_is_kept_while_somebody_may_need_it() {
         cluster.burn(&log, 1_000, &[]).await;
     }
     map.put("other", "1").await.unwrap();
+    let stream = StreamId::of_name(DirectoryState::KIND);
+    let directory = objects.host::<DirectoryState>(stream);
+    directory.snapshot().await.unwrap();
     map.view().snapshot().await.unwrap();
     assert!(need().await.unwrap().from > back);
 }

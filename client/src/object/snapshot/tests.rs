@@ -7,10 +7,9 @@ use super::write;
 use crate::object::counter::CounterState;
 use crate::object::counter::Update as Add;
 use crate::object::map::Update;
+use crate::object::second_index_tests::Count;
 use crate::object::transact::tests::{move_one, process, text, value};
-use crate::object::{
-    ImageError, ImageReader, ImageWriter, Keys, Object, Objects, Once, PlayError, Writes,
-};
+use crate::object::{Keys, Objects, Once, PlayError, Writes};
 use crate::testing::Cluster;
 
 /// A snapshot and what follows it is the same as the whole history: for who starts from it, with and without a trim, and for the
@@ -73,28 +72,6 @@ async fn who_starts_from_a_snapshot_has_what_a_replay_has() {
     drop(late);
 }
 
-/// How many updates there were: a second index over the history of a counter.
-#[derive(Default)]
-struct Count(u64);
-
-impl Object for Count {
-    const KIND: &'static str = "count";
-    type Update = Add;
-    type Outcome = ();
-
-    fn apply(&mut self, _: Position, _: Add) {
-        self.0 += 1;
-    }
-
-    fn snapshot(&self, to: &mut ImageWriter) {
-        to.write(&self.0);
-    }
-
-    fn restore(from: &mut ImageReader) -> Result<Self, ImageError> {
-        Ok(Self(from.read()?.unwrap_or_default()))
-    }
-}
-
 /// O3: what a snapshot holds is not applied again, and what it does not hold is; beside an object without one, too.
 #[tokio::test(start_paused = true)]
 async fn who_starts_from_a_snapshot_applies_each_update_once() {
@@ -113,15 +90,15 @@ async fn who_starts_from_a_snapshot_applies_each_update_once() {
     assert_eq!(snapshot.as_of, last.next());
     let (late, []) = process(&cluster, []);
     let restored = late.host::<CounterState>(stream);
-    let replayed = late.host::<Count>(stream);
+    let replayed = late.host::<Count<Add>>(stream);
     assert_eq!(restored.read(|sum| sum.value()).await.unwrap(), 4);
-    assert_eq!(replayed.read(|count| count.0).await.unwrap(), 4);
+    assert_eq!(replayed.read(Count::value).await.unwrap(), 4);
     let (late, []) = process(&cluster, []);
     let restored = late.host::<CounterState>(stream);
-    let replayed = late.host::<Count>(stream);
+    let replayed = late.host::<Count<Add>>(stream);
     late.sync().await.unwrap();
     assert_eq!(restored.read(|sum| sum.value()).await.unwrap(), 4);
-    assert_eq!(replayed.read(|count| count.0).await.unwrap(), 4);
+    assert_eq!(replayed.read(Count::value).await.unwrap(), 4);
 }
 
 /// A record that takes objects back to snapshots does so in all of them at once; versions never come back, only values do.

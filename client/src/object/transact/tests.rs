@@ -49,6 +49,23 @@ pub(in crate::object) async fn move_one(
     moved.await.unwrap();
 }
 
+/// Appends a transaction whose writer dies before it tells what became of it.
+pub(in crate::object) async fn append_untold(
+    objects: &Objects,
+    body: impl FnOnce(&mut Transaction<'_>),
+) -> Position {
+    objects.sync().await.unwrap();
+    let sealed = {
+        let world = objects.world();
+        let mut txn = Transaction::new(&world, Isolation::Serializable);
+        body(&mut txn);
+        let (checks, writes) = txn.finish().unwrap();
+        writes.sealed(checks, None).unwrap()
+    };
+    let log = objects.log();
+    log.append(sealed.record, &sealed.streams).await.unwrap()
+}
+
 /// X3, O8; Tango (SOSP '13), "Transactions": whoever hosts what, and however terms change, nothing is made or lost.
 #[tokio::test(start_paused = true)]
 async fn what_moves_between_maps_is_neither_made_nor_lost_and_all_replicas_agree() {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use milonga_client::object::keeping::{Every, KeepingState, Need, Retention};
+use milonga_client::object::keeping::{self, Every, KeepingState, Need, Retention};
 use milonga_client::object::{Keeping, Objects};
 use milonga_wire::Position;
 use serde::Serialize;
@@ -52,7 +52,8 @@ struct EveryOf {
 
 #[derive(Serialize)]
 struct Trimmed {
-    trimmed: u64,
+    /// None if nothing was to go.
+    trimmed: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     held_by: Option<NeedOf>,
 }
@@ -124,13 +125,13 @@ impl Time {
     }
 }
 
-fn keeping(context: &Context) -> Outcome<Keeping> {
+fn opened(context: &Context) -> Outcome<Keeping> {
     Ok(Keeping::open(&Objects::new(&context.cluster.connect()?)))
 }
 
 impl Retain {
     pub(super) async fn run(self, context: &Context) -> Outcome {
-        let keeping = keeping(context)?;
+        let keeping = opened(context)?;
         let known = |state: &KeepingState| (state.retention(), state.every());
         let (before, every) = keeping.view().read(known).await?;
         let age_ms = self.age.map(|age| age.as_millis() as u64);
@@ -196,7 +197,7 @@ impl Kept {
 }
 
 pub(super) async fn needs(context: &Context) -> Outcome {
-    let needs = keeping(context)?.needs().await?;
+    let needs = opened(context)?.needs().await?;
     let needs: Vec<NeedOf> = needs.into_iter().map(NeedOf::from).collect();
     context.output.list(&needs, &["from", "needed by"], |need| {
         vec![need.from.to_string(), need.what.clone()]
@@ -204,29 +205,39 @@ pub(super) async fn needs(context: &Context) -> Outcome {
 }
 
 pub(super) async fn trim(context: &Context, to: Position, is_forced: bool) -> Outcome {
-    let (trimmed, held_by) = if is_forced {
-        (context.cluster.connect()?.trim(to).await?, None)
+    let kept = if is_forced {
+        let trimmed = context.cluster.connect()?.trim(to).await?;
+        keeping::Kept {
+            trimmed,
+            held_by: None,
+        }
     } else {
-        let kept = keeping(context)?.trim(to).await?;
-        (kept.trimmed, kept.held_by)
+        opened(context)?.trim(to).await?
     };
-    if let Some(need) = &held_by {
+    print_kept(context, Some(kept))
+}
+
+/// Prints how far the log was trimmed, and what kept more from going; none if nothing was to go.
+pub(in crate::cli) fn print_kept(context: &Context, kept: Option<keeping::Kept>) -> Outcome {
+    let held_by = kept.as_ref().and_then(|kept| kept.held_by.as_ref());
+    if let (Some(kept), Some(need)) = (&kept, held_by) {
         say(format_args!(
-            "trimmed to {trimmed} only: {} needs what lies from {} on; see `milonga log needs`",
-            need.what, need.from
+            "trimmed to {} only: {} needs what lies from {} on; see `milonga log needs`",
+            kept.trimmed, need.what, need.from
         ));
     }
     let printed = Trimmed {
-        trimmed: trimmed.0,
-        held_by: held_by.map(NeedOf::from),
+        trimmed: kept.as_ref().map(|kept| kept.trimmed.0),
+        held_by: held_by.cloned().map(NeedOf::from),
     };
-    context
-        .output
-        .one(&printed, || format!("trimmed to {trimmed}"))
+    context.output.one(&printed, || match &kept {
+        Some(kept) => format!("trimmed to {}", kept.trimmed),
+        None => "nothing is to go".to_owned(),
+    })
 }
 
 pub(super) async fn at(context: &Context, time: Time) -> Outcome {
-    let keeping = keeping(context)?;
+    let keeping = opened(context)?;
     let wall_ms = time.wall_ms(keeping.view().log().host().clock.wall_ms());
     let known = |state: &KeepingState| {
         let first = state.first_mark().filter(|mark| mark.wall_ms <= wall_ms);

@@ -17,7 +17,7 @@ use crate::failure::{Code, Failure, Outcome};
 use crate::look::Sight;
 use crate::output::bytes;
 
-pub(super) use keeping::size;
+pub(super) use keeping::{print_kept, size};
 
 /// How long a server may take to say who it is.
 const ANSWER: Duration = Duration::from_secs(2);
