@@ -146,6 +146,7 @@ async fn what_decides_a_transaction_that_nobody_told_is_kept() {
     written.put("k", "1").await.unwrap();
     let stream = StreamId::of_name(DirectoryState::KIND);
     let directory = objects.host::<DirectoryState>(stream);
+    objects.sync().await.unwrap();
     directory.snapshot().await.unwrap();
     written.view().snapshot().await.unwrap();
     let slow = Objects::new(&cluster.client(Role::Writer));

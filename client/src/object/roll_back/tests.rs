@@ -68,6 +68,10 @@ async fn what_was_gone_back_to_is_kept_while_somebody_may_need_it() {
     assert_eq!(value(&behind, "k").await, 2);
 
     let back = objects.roll_back(&["m"], before).await.unwrap();
+    let stream = StreamId::of_name(DirectoryState::KIND);
+    let directory = objects.host::<DirectoryState>(stream);
+    map.view().sync().await.unwrap();
+    directory.snapshot().await.unwrap();
     map.view().snapshot().await.unwrap();
     let keeping = Keeping::open(&objects);
     let need = async || {
@@ -82,8 +86,6 @@ async fn what_was_gone_back_to_is_kept_while_somebody_may_need_it() {
         cluster.burn(&log, 1_000, &[]).await;
     }
     map.put("other", "1").await.unwrap();
-    let stream = StreamId::of_name(DirectoryState::KIND);
-    let directory = objects.host::<DirectoryState>(stream);
     directory.snapshot().await.unwrap();
     map.view().snapshot().await.unwrap();
     assert!(need().await.unwrap().from > back);

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use milonga_wire::{Position, Role, StreamId};
 
-use super::write;
+use super::{manifests, stream_of, write};
+use crate::object::codec;
 use crate::object::counter::CounterState;
 use crate::object::counter::Update as Add;
 use crate::object::map::Update;
@@ -159,6 +160,26 @@ async fn objects_go_back_to_snapshots_together_and_versions_do_not() {
         change("new", None),
     ];
     assert_eq!(told, expected);
+}
+
+/// Nobody starts from parts that are not what their manifest says.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_not_what_its_manifest_says_is_passed_over() {
+    let cluster = Cluster::new(2, 2, 3);
+    let (objects, [map]) = process(&cluster, ["a"]);
+    map.put("k", "1").await.unwrap();
+    map.view().snapshot().await.unwrap();
+    let log = objects.log();
+    let manifests = manifests(log, map.view().named()).await.unwrap();
+    let (_, mut wrong) = manifests.into_iter().next().unwrap();
+    map.put("k", "2").await.unwrap();
+    wrong.crc ^= 1;
+    wrong.as_of = log.end().await.unwrap().counter;
+    let record = codec::manifest(wrong).unwrap();
+    let stream = stream_of(map.view().named());
+    log.append(record, &[stream]).await.unwrap();
+    let (_, [late]) = process(&cluster, ["a"]);
+    assert_eq!(value(&late, "k").await, 2);
 }
 
 /// A reader that stood still while what it had not played was trimmed loads a snapshot and goes on.
