@@ -210,9 +210,12 @@ impl From<PlayError> for Failure {
     fn from(error: PlayError) -> Self {
         match error {
             PlayError::Unavailable(error) => error.into(),
-            PlayError::Trimmed(_) | PlayError::Operation { .. } | PlayError::Unopened(_) => {
-                Self::failed(error)
-            }
+            PlayError::Trimmed(_)
+            | PlayError::Operation { .. }
+            | PlayError::Unopened(_)
+            | PlayError::Gone(_)
+            | PlayError::InLog(_)
+            | PlayError::TooMuch { .. } => Self::failed(error),
             PlayError::Lost(_) | PlayError::Snapshot { .. } => Self::new(Code::Damage, error),
             PlayError::Undecided { .. } => Self::new(Code::Unavailable, error),
         }

@@ -91,6 +91,16 @@ pub(crate) fn line(text: &str) -> Outcome {
         .or_else(ended)
 }
 
+/// Bytes as they are, and nothing else.
+///
+/// # Errors
+/// If stdout is gone.
+pub(crate) fn raw(bytes: &[u8]) -> Outcome {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(bytes).and_then(|()| out.flush());
+    written.or_else(ended)
+}
+
 /// A reader that has seen enough (`| head`) is no failure of ours.
 ///
 /// # Errors

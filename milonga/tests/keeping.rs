@@ -83,3 +83,45 @@ fn a_log_is_trimmed_no_further_than_it_is_needed() {
     dev.run(&["log", "trim", "99999"])
         .refused(4, &["beyond the end"]);
 }
+
+/// Large values stay in the log: they are read as they were put, are not trimmed while they are needed, and a snapshot is small.
+#[test]
+fn large_values_stay_in_the_log() {
+    let dev = Dev::start(&SMALL);
+    let file = dev.file("image");
+    let image: String = ('a'..='z').cycle().take(300_000).collect();
+    std::fs::write(&file, &image).unwrap();
+    let set = ["kv", "values", "--in-log-from", "1KiB", "-o", "json"];
+    assert_eq!(dev.run(&set).done().json()["in_log_from"], 1_024);
+    dev.run(&["kv", "put", "image", "--file", &file]).done();
+    dev.run(&["kv", "put", "small", "s"]).done();
+    let read = |dev: &Dev| dev.run(&["kv", "get", "image", "--raw"]).done().out;
+    assert!(read(&dev) == image);
+    let shown = dev.run(&["kv", "values", "-o", "json"]).done().json();
+    assert_eq!(
+        [
+            &shown["keys"],
+            &shown["in_log"],
+            &shown["in_log_bytes"],
+            &shown["in_memory_bytes"]
+        ],
+        [2, 1, 300_000, 1]
+    );
+    let snapshot = dev.run(&["kv", "snapshot", "-o", "json"]).done().json();
+    assert!(snapshot["bytes"].as_u64() < Some(1_000), "{snapshot}");
+    let end = dev.run(&["log", "end"]).done().out.trim().to_owned();
+    let trimmed = dev.run(&["log", "trim", &end, "-o", "json"]).done().json();
+    assert!(
+        trimmed["trimmed"].as_u64() <= shown["lowest"].as_u64(),
+        "{trimmed}"
+    );
+    assert!(read(&dev) == image);
+    dev.run(&["kv", "put", "k", "--file", "no such file"])
+        .refused(1, &["no such file"]);
+    let large = dev.file("too large");
+    std::fs::write(&large, vec![0; (1 << 20) + 1]).unwrap();
+    dev.run(&["kv", "put", "k", "--file", &large])
+        .refused(1, &["split it"]);
+    dev.run(&["kv", "values", "--in-memory"]).done();
+    assert!(read(&dev) == image);
+}

@@ -32,6 +32,8 @@ enum Head {
     Chunk(Chunk),
     /// A whole snapshot.
     Manifest(Manifest),
+    /// A copy of a value that a map refers to; its bytes follow.
+    Value,
 }
 
 /// A record of an object's stream, in part not decoded yet.
@@ -43,6 +45,7 @@ pub(crate) enum Record<'a> {
     Decision(Decision),
     Chunk(Chunk, &'a [u8]),
     Manifest(Manifest),
+    Value(&'a [u8]),
 }
 
 /// An idempotency key, and for how many positions of the log it is remembered.
@@ -155,12 +158,14 @@ pub(crate) struct Manifest {
     pub(crate) crc: u32,
     /// It was written to go back to, and is no state to start from.
     pub(crate) is_past: bool,
+    /// The lowest position that the object refers to: without what is there it is not whole.
+    pub(crate) refers_to: Option<Position>,
 }
 
 impl Manifest {
     /// What has to stay in the log for it: from here on.
     pub(crate) fn needs(&self) -> Position {
-        let first = self.chunks.iter().copied().min();
+        let first = self.chunks.iter().chain(&self.refers_to).copied().min();
         if self.is_past {
             first.unwrap_or(Position(u64::MAX))
         } else {
@@ -226,6 +231,7 @@ impl Record<'_> {
             Head::Update => return Ok(Record::Update(rest)),
             Head::Once(once) => return Ok(Record::Once(once, rest)),
             Head::Chunk(chunk) => return Ok(Record::Chunk(chunk, rest)),
+            Head::Value => return Ok(Record::Value(rest)),
             Head::Commit(commit) => Record::Commit(commit.checked()?),
             Head::Decision(decision) => Record::Decision(decision),
             Head::Manifest(manifest) => Record::Manifest(manifest),
@@ -322,6 +328,13 @@ pub(crate) fn decision(decision: Decision) -> Result<Bytes, TooLarge> {
 
 pub(crate) fn manifest(manifest: Manifest) -> Result<Bytes, TooLarge> {
     with(&Head::Manifest(manifest), |bytes| bytes)
+}
+
+pub(crate) fn value(value: &[u8]) -> Result<Bytes, TooLarge> {
+    with(&Head::Value, |mut bytes| {
+        bytes.extend_from_slice(value);
+        bytes
+    })
 }
 
 pub(crate) fn chunk(chunk: Chunk, part: &[u8]) -> Result<Bytes, TooLarge> {
@@ -449,7 +462,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..100), head in 0_u8..6) {
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..100), head in 0_u8..7) {
             let _ = Record::parse(&bytes);
             let _ = decode::<Update>(&bytes);
             let mut versioned = vec![FORMAT_VERSION, head];

@@ -43,6 +43,26 @@ pub enum PlayError {
     /// A transaction reads an object that was opened after it began, or by other [`super::Objects`].
     #[error("the {0} is not open here; open it before the transaction")]
     Unopened(Named),
+    /// The value that was wanted is not at this position, where it stays: what lies there was trimmed by force, or the map has it
+    /// elsewhere by now.
+    #[error(
+        "a value that stayed at position {0} of the log is not there any more; put the key again, or delete it"
+    )]
+    Gone(Position),
+    /// The value that a transaction wanted stays in the log at this position: the transaction is run again once that is fetched. Its body
+    /// passes this on.
+    #[error("a value stays at position {0} of the log and is fetched; pass this error on")]
+    InLog(Position),
+    /// A transaction wants more bytes of values that stay in the log than this process may hold.
+    #[error(
+        "values of {asked} bytes that stay in the log; this process may hold {limit}; read fewer at once, or let it hold more"
+    )]
+    TooMuch {
+        /// How many it has and wants.
+        asked: u64,
+        /// What was set.
+        limit: u64,
+    },
     /// A snapshot that is needed cannot be used.
     #[error("the snapshot at position {position}: {why}")]
     Snapshot {

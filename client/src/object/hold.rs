@@ -61,15 +61,17 @@ impl Hold {
     /// Writes a snapshot of it into the log, as of now.
     pub(crate) async fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
         self.sync().await?;
-        let (as_of, image, fed) = {
+        let (as_of, image, refers_to, fed) = {
             let world = self.objects.world();
             let image = world.image(&self.object)?;
             let object = world.object(&self.object);
             let behind = object.map_or(Position::FIRST, |object| world.behind(object));
-            (behind, image, object.map(Hosted::fed).unwrap_or_default())
+            let refers_to = object.and_then(Hosted::refers_to);
+            let fed = object.map(Hosted::fed).unwrap_or_default();
+            (behind, image, refers_to, fed)
         };
         let (log, object) = (self.objects.log(), self.object.clone());
-        let written = snapshot::write(log, object, as_of, false, image).await?;
+        let written = snapshot::write(log, object, as_of, false, image, refers_to).await?;
         if let Some(object) = self.objects.world().object_mut(&self.object) {
             object.is_kept(fed);
         }

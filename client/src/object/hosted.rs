@@ -51,6 +51,7 @@ pub(crate) trait Hosted: Any + Send {
     /// Of what it has taken, so much is in a snapshot now.
     fn is_kept(&mut self, fed: Fed);
     fn snapshot(&self) -> ImageWriter;
+    fn refers_to(&self) -> Option<Position>;
     fn as_any(&self) -> &dyn Any;
     fn as_any_mut(&mut self) -> &mut dyn Any;
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
@@ -297,6 +298,10 @@ impl<O: Object> Hosted for Cell<O> {
         self.once.all().for_each(|noted| image.write(&noted));
         self.state.snapshot(&mut image);
         image
+    }
+
+    fn refers_to(&self) -> Option<Position> {
+        self.state.refers_to()
     }
 
     fn as_any(&self) -> &dyn Any {

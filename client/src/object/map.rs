@@ -2,11 +2,14 @@
 //!
 //! Every key is allowed, the empty one too. Reads are linearizable unless they say otherwise. All of it is in memory, in
 //! every process that opened it: about 230 bytes for each key, beside the key and its value, and some 130 more for one that
-//! is bound to a lease ([`lease`]).
+//! is bound to a lease ([`lease`]). A map that is larger than memory leaves values in the log ([`Map::keep_in_log`]).
 
+pub(crate) mod cache;
+pub(in crate::object) mod in_log;
 pub mod lease;
 mod state;
 mod transaction;
+pub(crate) mod value;
 mod watch;
 
 use bytes::Bytes;
@@ -15,6 +18,7 @@ use milonga_wire::Position;
 pub use super::Keys;
 pub use lease::{Lease, LeaseError, LeaseState};
 pub use state::{Expect, KEY_BYTES_MAX, MapState, Outcome, Page, Update, Versioned};
+pub use value::{Held, Moved, Stored, Value};
 pub use watch::{Change, Watch};
 
 use super::{AtError, DecideError, Objects, OpenError, PlayError, UpdateError, View};
@@ -31,8 +35,8 @@ pub enum Cas {
     Conflict {
         /// Where it was decided.
         position: Position,
-        /// What stood in the way; nothing if the key was absent.
-        found: Option<Versioned>,
+        /// What stood in the way; nothing if the key was absent. [`Map::fetch`] has the value if that stays in the log.
+        found: Option<Held>,
     },
 }
 
@@ -42,7 +46,10 @@ impl Cas {
         match outcome {
             Outcome::Conflict { found } => Some(Self::Conflict { position, found }),
             Outcome::Put | Outcome::Deleted { .. } => Some(Self::Done { position }),
-            Outcome::Lives { .. } | Outcome::Ended { .. } | Outcome::NoLease { .. } => None,
+            Outcome::Lives { .. }
+            | Outcome::Ended { .. }
+            | Outcome::NoLease { .. }
+            | Outcome::Kept => None,
         }
     }
 }
@@ -177,11 +184,19 @@ impl Map {
     /// # Errors
     /// [`PlayError`].
     pub async fn get(&self, key: &[u8]) -> Result<Option<Versioned>, PlayError> {
-        self.view.read(|state| state.get(key)).await
+        let found = self.view.read(|state| state.get(key)).await?;
+        match self.fetch_one(key, found).await {
+            Err(PlayError::Gone(_)) => {
+                let one = |state: &MapState| Page::one(key, state.get(key));
+                let found = Box::pin(self.read_fetched(one)).await?;
+                Ok(found.into_one())
+            }
+            done => done,
+        }
     }
 
-    /// The value of `key` in this process's copy, however old that is. Nothing is asked of any server.
-    pub fn get_stale(&self, key: &[u8]) -> Option<Versioned> {
+    /// What this process's copy holds under `key`, however old that is. Nothing is asked of any server.
+    pub fn get_stale(&self, key: &[u8]) -> Option<Held> {
         self.view.read_stale(|state| state.get(key))
     }
 
@@ -194,7 +209,8 @@ impl Map {
         key: &[u8],
         position: Position,
     ) -> Result<Option<Versioned>, AtError> {
-        Ok(self.at(position).await?.get(key))
+        let found = self.at(position).await?.get(key);
+        Ok(self.fetch_one(key, found).await?)
     }
 
     /// The whole map as it was once the entry at `position` had been applied. Costs a read of the log up to there, and
@@ -211,11 +227,11 @@ impl Map {
     /// # Errors
     /// [`PlayError`].
     pub async fn scan(&self, keys: &Keys, limit: usize) -> Result<Page, PlayError> {
-        self.view.read(|state| state.scan(keys, limit)).await
+        self.read_fetched(|state| state.scan(keys, limit)).await
     }
 
-    /// The first `limit` of `keys` in this process's copy, however old that is.
-    pub fn scan_stale(&self, keys: &Keys, limit: usize) -> Page {
+    /// The first `limit` of `keys` in this process's copy, however old that is. Nothing is asked of any server.
+    pub fn scan_stale(&self, keys: &Keys, limit: usize) -> Page<Held> {
         self.view.read_stale(|state| state.scan(keys, limit))
     }
 

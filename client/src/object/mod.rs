@@ -141,6 +141,12 @@ pub trait Object: Default + Send + 'static {
     /// [`ImageError`] if the items are not what was expected.
     fn restore(from: &mut ImageReader) -> Result<Self, ImageError>;
 
+    /// The lowest position of the log that the state refers to, if it does: what lies there and above is kept as long as this state is
+    /// the one to start from. What a later update refers to must not lie below its own position.
+    fn refers_to(&self) -> Option<Position> {
+        None
+    }
+
     /// What an update changes, or depends on. Only for objects that are made of keys: transactions then conflict per key.
     fn part(_update: &Self::Update) -> Part {
         Part::Whole

@@ -22,10 +22,12 @@ use super::hosted::{Cell, Hosted, Kind};
 use super::image::ImageWriter;
 use super::keeping::KeepingState;
 use super::lock::LockState;
-use super::map::MapState;
+use super::map::cache::Cache;
 use super::map::lease::{self, Kept};
+use super::map::{MapState, in_log};
 use super::queue::QueueState;
 use super::register::RegisterState;
+use super::roll_back::RollBackError;
 use super::set::SetState;
 use super::view::View;
 use super::world::World;
@@ -60,6 +62,8 @@ struct Shared {
     joining: tokio::sync::Mutex<()>,
     /// To be taken before `world`, by whoever needs both.
     views: Mutex<Views>,
+    /// Values that stay in the log. Taken alone.
+    cache: Mutex<Cache>,
 }
 
 /// Who is interested in what. An object that nobody has a view of is not played any more.
@@ -107,6 +111,7 @@ impl Objects {
             rounds: Mutex::default(),
             joining: tokio::sync::Mutex::default(),
             views: Mutex::default(),
+            cache: Mutex::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -116,6 +121,16 @@ impl Objects {
     /// The client they play with.
     pub fn log(&self) -> &Log {
         &self.shared.log
+    }
+
+    /// From now on at most so many bytes of values that stay in the log are held in memory, of all maps together
+    /// ([`super::Map::keep_in_log`]); 64 MiB unless this is called. A transaction reads no more of them than that.
+    pub fn hold(&self, bytes: u64) {
+        self.cache().limit(bytes);
+    }
+
+    pub(crate) fn cache(&self) -> MutexGuard<'_, Cache> {
+        locked(&self.shared.cache)
     }
 
     /// Hosts the object of type `O` that `stream` feeds, whatever its name. Opening it again gives the same one. Objects of
@@ -362,12 +377,13 @@ impl Objects {
         }
     }
 
-    /// Snapshots of several objects as they were once everything up to and including `position` had been applied.
+    /// Snapshots of several objects as they were once everything up to and including `position` had been applied, with what they refer
+    /// to: copies of what they referred to then.
     pub(crate) async fn images_at(
         &self,
         objects: &[(Named, Kind)],
         position: Position,
-    ) -> Result<Vec<ImageWriter>, AtError> {
+    ) -> Result<Vec<(ImageWriter, Option<Position>)>, RollBackError> {
         let end = self.end_above(position).await?;
         let mut group = Group::new(&self.shared.log, &self.shared.kinds, None);
         for (object, kind) in objects {
@@ -376,9 +392,17 @@ impl Objects {
                 .await?;
         }
         group.play_to(position.next(), end.term).await?;
+        for (object, _) in objects {
+            if object.kind == MapState::KIND {
+                in_log::take_along(self.log(), &group, object.stream).await?;
+            }
+        }
         let world = locked(&group.world);
-        let images = objects.iter().map(|(object, _)| world.image(object));
-        Ok(images.collect::<Result<_, _>>()?)
+        let images = objects.iter().map(|(object, _)| {
+            let refers_to = world.object(object).and_then(Hosted::refers_to);
+            Ok((world.image(object)?, refers_to))
+        });
+        Ok(images.collect::<Result<_, PlayError>>()?)
     }
 
     async fn end_above(&self, position: Position) -> Result<End, AtError> {

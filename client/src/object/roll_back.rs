@@ -4,18 +4,23 @@
 //!  … as they were at P … what came since … parts, manifests (what they were) … back to those …
 //! ```
 //! A snapshot of each as of the position asked for goes into the log first. Then one record takes all of them back at once; who
-//! plays it needs those snapshots, which are kept for as long as somebody may (R3).
+//! plays it needs those snapshots, which are kept for as long as somebody may (R3), and by a pin until they can be found.
+
+use std::time::Duration;
 
 use milonga_wire::Position;
 
-use super::Objects;
 use super::codec::{Conflict, Named, Verdict};
-use super::error::{AtError, OpenError, PlayError, UpdateError};
+use super::error::{AtError, DecideError, OpenError, PlayError, UpdateError};
 use super::hold::Hold;
 use super::hosted::Kind;
 use super::snapshot;
 use super::transact::Undone;
 use super::transaction::Writes;
+use super::{Keeping, Objects};
+
+/// For how long what was written is kept by a process that may have died.
+const PINNED: Duration = Duration::from_secs(600);
 
 /// Why objects were not taken back.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -62,6 +67,15 @@ impl From<PlayError> for RollBackError {
     }
 }
 
+impl From<DecideError> for RollBackError {
+    fn from(error: DecideError) -> Self {
+        match error {
+            DecideError::Update(error) => error.into(),
+            DecideError::Undecided { why, .. } => why.into(),
+        }
+    }
+}
+
 impl From<Undone> for RollBackError {
     fn from(undone: Undone) -> Self {
         match undone {
@@ -101,13 +115,30 @@ impl Objects {
             })?;
             all.push((Named { stream, kind }, known));
         }
-        let images = self.images_at(&all, to).await?;
+        // Whoever trims without knowing of this pin goes no further than where the log ended then, which is below all that follows.
+        let end = self.log().end().await.map_err(PlayError::from)?.counter;
+        let keeping = Keeping::open(self);
+        let pin = keeping.pin(end, PINNED).await?;
+        let result = Box::pin(self.roll_all_back(&all, to)).await;
+        if let Err(error) = keeping.unpin(pin).await {
+            tracing::debug!(%error, "a pin is left to end by itself");
+        }
+        result
+    }
+
+    async fn roll_all_back(
+        &self,
+        all: &[(Named, Kind)],
+        to: Position,
+    ) -> Result<Position, RollBackError> {
+        let images = self.images_at(all, to).await?;
         let hold = |(object, kind): &(Named, Kind)| Hold::new(self, object.clone(), *kind);
         let holds: Vec<Hold> = all.iter().map(hold).collect();
         let mut writes = Writes::new();
-        for (hold, image) in holds.iter().zip(images) {
+        for (hold, (image, refers_to)) in holds.iter().zip(images) {
             let object = hold.object().clone();
-            let written = snapshot::write(self.log(), object, to.next(), true, image).await?;
+            let (log, as_of) = (self.log(), to.next());
+            let written = snapshot::write(log, object, as_of, true, image, refers_to).await?;
             writes.reset(hold.object(), written.manifest);
         }
         let committed = Box::pin(self.transaction().commit(writes)).await;

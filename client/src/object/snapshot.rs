@@ -14,9 +14,10 @@ use milonga_wire::{Position, Role, Span, StreamId};
 
 use super::codec::{self, Chunk, Manifest, Named, Record};
 use super::error::{PlayError, UpdateError};
-use super::hosted::{Hosted, Kind};
+use super::hosted::{Hosted, Kind as ObjectKind};
 use super::image::{ImageReader, ImageWriter};
 use super::keeping::Pinned;
+use crate::entry::Kind;
 use crate::log::Log;
 
 /// Parts that are appended with one token.
@@ -54,6 +55,7 @@ pub(crate) async fn write(
     as_of: Position,
     is_past: bool,
     image: ImageWriter,
+    refers_to: Option<Position>,
 ) -> Result<Snapshot, UpdateError> {
     let id = log.host().random.id();
     let (parts, bytes) = image.finish();
@@ -82,6 +84,7 @@ pub(crate) async fn write(
         bytes,
         crc,
         is_past,
+        refers_to,
     };
     let needs = manifest.needs();
     let record = codec::manifest(manifest);
@@ -109,7 +112,7 @@ fn crc_of(parts: &[Bytes]) -> u32 {
 pub(crate) async fn newest(
     log: &Log,
     stream: StreamId,
-    kind: Kind,
+    kind: ObjectKind,
     limit: Position,
 ) -> Result<Option<Box<dyn Hosted>>, PlayError> {
     let object = Named {
@@ -203,6 +206,11 @@ async fn read(
     manifest: &Manifest,
     mut pinned: Option<&mut Pinned>,
 ) -> Result<Option<ImageReader>, PlayError> {
+    if let Some(position) = manifest.refers_to
+        && matches!(log.read(position).await?.kind, Kind::Trimmed)
+    {
+        return Ok(None);
+    }
     let rises = manifest.chunks.windows(2).all(|pair| pair[0] < pair[1]);
     let batch = if rises { READ_AT_ONCE } else { 1 };
     let mut parts = vec![];

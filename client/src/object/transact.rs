@@ -14,13 +14,17 @@
 //!
 //! Source: Tango (SOSP '13), "Transactions", "Read/Write Transactions" with decision records.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use milonga_wire::{Position, Span, Stamp};
 
 use super::codec::{Change, Conflict, Decision, Named, Once, Record, Verdict};
 use super::error::{PlayError, UpdateError};
 use super::group::tell;
+use super::map::in_log::{self, Wanted};
+use super::map::value::Digest;
 use super::objects::Objects;
 use super::transaction::{Isolation, Sealed, Transaction, Writes};
 use super::view::checked_once;
@@ -188,6 +192,7 @@ impl Transact {
         let host = self.objects.log().host().clone();
         let began = host.clock.now();
         let mut pause = PAUSES.0;
+        let mut values = Values::default();
         for attempts in 1.. {
             let synced = match self.isolation {
                 Isolation::Serializable | Isolation::Snapshot => {
@@ -196,12 +201,12 @@ impl Transact {
                 Isolation::WriteWrite => self.objects.join(None).await,
             };
             synced.map_err(TransactError::Play)?;
-            let mut attempt = self.attempt(&mut body);
+            let mut attempt = self.attempt_fetched(&mut body, &mut values).await;
             // It may have failed because what an object missed was trimmed: then that starts again from a snapshot.
             if matches!(attempt, Err(TransactError::Body(_))) {
                 let reloaded = self.objects.reload(None).await;
                 if reloaded.map_err(TransactError::Play)? {
-                    attempt = self.attempt(&mut body);
+                    attempt = self.attempt_fetched(&mut body, &mut values).await;
                 }
             }
             let (value, attempt) = attempt?;
@@ -266,15 +271,36 @@ impl Transact {
         self.decide(&sealed).await
     }
 
+    /// The same again until all values are here that it wants.
+    async fn attempt_fetched<T, E>(
+        &self,
+        body: &mut impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
+        values: &mut Values,
+    ) -> Result<(T, Option<Attempt>), TransactError<E>> {
+        loop {
+            let attempt = self.attempt(body, values);
+            if values.wanted.is_empty() {
+                return attempt;
+            }
+            let fetched = values.fetch(&self.objects).await;
+            fetched.map_err(TransactError::Play)?;
+        }
+    }
+
     /// What the body returns, and what it wants to be appended.
     fn attempt<T, E>(
         &self,
         body: &mut impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
+        values: &mut Values,
     ) -> Result<(T, Option<Attempt>), TransactError<E>> {
         let world = self.objects.world();
         let mut transaction = Transaction::new(&world, self.isolation);
+        transaction.values = std::mem::take(&mut values.here);
         let as_of = transaction.as_of();
-        let value = body(&mut transaction).map_err(TransactError::Body)?;
+        let value = body(&mut transaction);
+        values.here = std::mem::take(&mut transaction.values);
+        values.wanted = std::mem::take(&mut transaction.wanted);
+        let value = value.map_err(TransactError::Body)?;
         let expected = transaction.expected();
         let Some((checks, writes)) = transaction.finish() else {
             return Ok((value, None));
@@ -371,7 +397,10 @@ impl Transact {
                             Change::Reset(_) => true,
                         }
                 }),
-                Record::Decision(_) | Record::Chunk(..) | Record::Manifest(_) => false,
+                Record::Decision(_)
+                | Record::Chunk(..)
+                | Record::Manifest(_)
+                | Record::Value(_) => false,
             };
             touches.then_some((entry.position, *stamp))
         })
@@ -390,6 +419,38 @@ struct Attempt {
     as_of: Position,
     /// What another attempt would not find changed.
     expected: Vec<(Named, Part)>,
+}
+
+/// Values that stay in the log: those that were fetched for a transaction, and those that it wants.
+#[derive(Default)]
+struct Values {
+    here: BTreeMap<Digest, Bytes>,
+    wanted: Vec<Wanted>,
+    gone: Option<Position>,
+}
+
+impl Values {
+    async fn fetch(&mut self, objects: &Objects) -> Result<(), PlayError> {
+        let wanted = std::mem::take(&mut self.wanted);
+        let here = self.here.values().map(|value| value.len() as u64);
+        let more = wanted.iter().map(|(_, stored)| u64::from(stored.bytes));
+        let (asked, limit) = (here.chain(more).sum(), objects.cache().bytes_max());
+        if asked > limit {
+            return Err(PlayError::TooMuch { asked, limit });
+        }
+        match Box::pin(in_log::fetch(objects, &wanted)).await {
+            Ok(values) => {
+                self.here.extend(values);
+                Ok(())
+            }
+            // It was brought forward: its new place is played.
+            Err(PlayError::Gone(position)) if self.gone != Some(position) => {
+                self.gone = Some(position);
+                objects.sync().await.map(drop)
+            }
+            Err(why) => Err(why),
+        }
+    }
 }
 
 /// Why what became of an attempt is not known.

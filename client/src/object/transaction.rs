@@ -8,6 +8,8 @@ use milonga_wire::{Position, StreamId};
 
 use super::codec::{self, Change, Check, Commit, Named, Once, Write, bytes_of};
 use super::error::{PlayError, UpdateError};
+use super::map::in_log::Wanted;
+use super::map::value::Digest;
 use super::world::World;
 use super::{Object, Part, Seen, View};
 
@@ -71,6 +73,20 @@ impl Writes {
         self.objects.push(object.clone());
         self.numbers.insert(object.clone(), number);
         number
+    }
+
+    /// Updates an object of which there is no view.
+    #[cfg(test)]
+    pub(crate) fn push_for_test<U: serde::Serialize>(
+        &mut self,
+        stream: StreamId,
+        kind: &str,
+        update: &U,
+    ) {
+        let kind = kind.to_owned();
+        let object = self.number(&Named { stream, kind });
+        let change = Change::Update(Bytes::from(bytes_of(update)));
+        self.all.push(Write { object, change });
     }
 
     #[cfg(test)]
@@ -143,6 +159,9 @@ pub struct Transaction<'a> {
     writes: Writes,
     /// Keys of maps that are written, for reads that follow.
     pub(crate) own: BTreeMap<StreamId, BTreeMap<Bytes, Option<Bytes>>>,
+    /// Values that stay in the log and were fetched for it, and those that it wants beside them.
+    pub(crate) values: BTreeMap<Digest, Bytes>,
+    pub(crate) wanted: Vec<Wanted>,
 }
 
 impl<'a> Transaction<'a> {
@@ -156,6 +175,8 @@ impl<'a> Transaction<'a> {
             touched: vec![],
             writes: Writes::default(),
             own: BTreeMap::new(),
+            values: BTreeMap::new(),
+            wanted: vec![],
         }
     }
 

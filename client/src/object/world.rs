@@ -194,10 +194,12 @@ impl World {
             Ok(Record::Commit(commit)) => self.commit(position, mine, links, &commit)?,
             // It is looked for ahead, by those who cannot decide themselves.
             Ok(Record::Decision(_)) => {}
-            Ok(Record::Chunk(..) | Record::Manifest(_)) => self.each(links, position, |object| {
-                let why = super::OperationError::malformed("a part of a snapshot");
-                object.stop(Stopped::Operation(position, why));
-            }),
+            Ok(Record::Chunk(..) | Record::Manifest(_) | Record::Value(_)) => {
+                self.each(links, position, |object| {
+                    let why = super::OperationError::malformed("a part of a snapshot, or a value");
+                    object.stop(Stopped::Operation(position, why));
+                });
+            }
             Err(why) => self.each(links, position, |object| {
                 object.stop(Stopped::Operation(position, why.clone()));
             }),

@@ -22,8 +22,8 @@ use milonga_wire::Position;
 
 use super::file::{Kind, Recorder, Recording, now_ns};
 use crate::object_history::{Asked, Key, Mode, Reads, Told, Value};
-use crate::scenarios::map_client::{
-    Replica, body, bytes_of, change_of, contents_of, found_of, reads_of,
+use crate::scenarios::maps::{
+    Replica, body, bytes_of, change_of, contents_now, contents_of, fetched, found_of, reads_of,
 };
 use crate::sim::faults::{flip, pick};
 
@@ -195,7 +195,7 @@ impl Client {
                 360..560 => self.transact().await,
                 560..860 => self.get().await,
                 860..930 => self.scan(self.map()).await,
-                930..960 => self.scan_stale(),
+                930..960 => self.scan_stale().await,
                 960..962 => self.at().await,
                 962 if self.random.below(4) == 0 => self.snapshot().await,
                 963 if self.random.below(4) == 0 => watching = None,
@@ -289,6 +289,9 @@ impl Client {
             PlayError::Trimmed(_)
             | PlayError::Operation { .. }
             | PlayError::Unopened(_)
+            | PlayError::Gone(_)
+            | PlayError::InLog(_)
+            | PlayError::TooMuch { .. }
             | PlayError::Snapshot { .. } => {
                 let _ = writeln!(std::io::stderr(), "error: client {}: {why}", self.number);
                 std::process::exit(1);
@@ -298,7 +301,11 @@ impl Client {
 
     async fn cas(&self) {
         let ((number, map), key, value) = (self.map(), self.key(), self.value());
-        let expected = found_of(map.get_stale(&bytes_of(key)).as_ref());
+        let held = map.get_stale(&bytes_of(key));
+        let expected = match fetched(&map, key, held).await {
+            Ok(expected) => expected,
+            Err(why) => return self.trouble(&why),
+        };
         let expect = match expected {
             None => Expect::Absent,
             Some((value, _)) if flip(&self.random) => Expect::value(bytes_of(value)),
@@ -312,9 +319,13 @@ impl Client {
         };
         let told = match result {
             Ok(Cas::Done { position }) => Told::Done(position, vec![(at, expected)]),
-            Ok(Cas::Conflict { position, found }) => {
-                Told::Refused(Some((position, vec![(at, found_of(found.as_ref()))])))
-            }
+            Ok(Cas::Conflict { position, found }) => match fetched(&map, key, found).await {
+                Ok(found) => Told::Refused(Some((position, vec![(at, found)]))),
+                Err(why) => {
+                    self.trouble(&why);
+                    Told::Undecided(position)
+                }
+            },
             Err(error) => self.not_decided(error).await,
         };
         self.recorder.tell(asked, told);
@@ -330,7 +341,7 @@ impl Client {
 
     async fn scan(&self, (number, map): (u64, Map)) {
         let asked = self.recorder.ask(self.number, Kind::Scan, Asked::Read);
-        let contents = map.view().read(contents_of).await;
+        let contents = contents_now(&map).await;
         let reads = contents.map(|contents| reads_of(number, self.keys, &contents));
         self.recorder.tell(asked, self.found(reads));
     }
@@ -345,13 +356,15 @@ impl Client {
         }
     }
 
-    fn scan_stale(&self) {
+    async fn scan_stale(&self) {
         let (number, map) = self.map();
         let asked = self
             .recorder
             .ask(self.number, Kind::ScanStale, Asked::ReadStale);
-        let contents = map.view().read_stale(contents_of);
-        let told = Told::Found(reads_of(number, self.keys, &contents));
+        let held = map.scan_stale(&Keys::all(), usize::MAX);
+        let page = map.fetch(held).await;
+        let reads = page.map(|page| reads_of(number, self.keys, &contents_of(&page)));
+        let told = self.found(reads);
         self.recorder.tell(asked, told);
     }
 
@@ -363,8 +376,15 @@ impl Client {
         };
         let what = Asked::At { map, position };
         let asked = self.recorder.ask(self.number, Kind::At, what);
-        let told = match hosted.at(position).await {
-            Ok(state) => Told::Contents(contents_of(&state)),
+        let read = match hosted.at(position).await {
+            Ok(state) => {
+                let held = state.scan(&Keys::all(), usize::MAX);
+                hosted.fetch(held).await.map_err(AtError::Play)
+            }
+            Err(error) => Err(error),
+        };
+        let told = match read {
+            Ok(page) => Told::Contents(contents_of(&page)),
             // After a change of term the log may end lower than it was played.
             Err(AtError::BeyondEnd { .. }) => Told::Open,
             Err(AtError::Play(why)) => {

@@ -18,7 +18,7 @@ use super::processes::{Plan, Processes};
 use super::report::Report;
 use crate::invariants::objects::{Truth, contents};
 use crate::object_history::{Change, Contents};
-use crate::scenarios::map_client::{Replica, change_of, contents_of};
+use crate::scenarios::maps::{Replica, change_of, contents_now};
 
 /// Between two looks whether it is enough.
 const LOOK: Duration = Duration::from_millis(100);
@@ -63,6 +63,7 @@ pub async fn record(
 ) -> Result<()> {
     let random = Random::seeded(wanted.seed);
     let cluster = Cluster::start(&wanted.milonga, &dir.join("cluster")).await?;
+    keep_in_log(&cluster).await?;
     let histories = dir.join("histories");
     std::fs::create_dir_all(&histories)?;
     let of = |slot: u64| (wanted.clients + wanted.processes - 1 - slot) / wanted.processes;
@@ -154,6 +155,18 @@ async fn enough(
     }
 }
 
+/// The values of one map stay in the log: they are fetched by whoever reads it, through all faults.
+async fn keep_in_log(cluster: &Cluster) -> Result<()> {
+    let config = ClusterConfig::load(&cluster.file("writer.toml"))?;
+    let (log, transport) = config.connect_with_transport()?;
+    Replica::new(&log, [0], [])
+        .map(0)
+        .keep_in_log(Some(0))
+        .await?;
+    transport.close().await;
+    Ok(())
+}
+
 /// All changes there were, as one who was not there before finds them from the start of the log; and the maps as they are, from
 /// their newest snapshots on.
 async fn replay(cluster: &Cluster) -> Result<(Vec<Change>, Vec<(u64, Contents)>)> {
@@ -167,7 +180,7 @@ async fn replay(cluster: &Cluster) -> Result<(Vec<Change>, Vec<(u64, Contents)>)
     let newcomer = Replica::new(&log, 0..MAPS, []);
     let (mut found, mut changes) = (vec![], vec![]);
     for (number, map) in &newcomer.maps {
-        found.push((*number, map.view().read(contents_of).await?));
+        found.push((*number, contents_now(map).await?));
         let mut watch = map.watch(Keys::all(), Position::FIRST);
         while let Some(change) = watch.next_ready().await? {
             let (at, value) = (change.position, change.value.as_ref());

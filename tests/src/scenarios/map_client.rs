@@ -5,26 +5,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use milonga_client::object::map::{Cas, Expect, MapState, Update, Versioned, Watch};
+use milonga_client::object::map::{Cas, Expect, Update, Watch};
 use milonga_client::object::{
-    Applied, AtError, Committed, DecideError, Isolation, Keys, Map, ONCE_LIVES, Objects, Once,
-    PlayError, SnapshotError, TransactError, Transaction, UpdateError, View, Writes,
+    Applied, AtError, Committed, DecideError, Isolation, Keys, Map, ONCE_LIVES, Once, PlayError,
+    SnapshotError, TransactError, UpdateError, Writes,
 };
 use milonga_client::{Log, Options, Resumed};
 use milonga_host::{BoxFuture, Host, Random, Service};
-use milonga_wire::{Address, Caller, Position, Role, ServerName, StreamId};
+use milonga_wire::{Address, Caller, Position, Role, ServerName};
 
-use super::tape::Tape;
-use super::workload::NoService;
-use crate::object_history::{
-    Asked, Change, Contents, Found, History, Key, Mode, Reads, Told, Value,
+use super::maps::{
+    MAPS, Replica, body, bytes_of, change_of, contents_now, contents_of, fetched, found_of,
+    reads_of,
 };
+use super::workload::NoService;
+use crate::object_history::{Asked, History, Key, Mode, Reads, Told, Value};
 use crate::sim::faults::{flip, pick};
 use crate::sim::{Machine, World};
 
-/// How many maps there are.
-pub const MAPS: u64 = 3;
 /// How many keys each has.
 const KEYS: u64 = 5;
 /// For how long clients use the same idempotency keys.
@@ -52,58 +50,6 @@ impl Shared {
     pub fn replicas(&self) -> MutexGuard<'_, BTreeMap<(String, u64), Replica>> {
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The maps that are hosted together.
-#[derive(Clone)]
-pub struct Replica {
-    /// What they are played by.
-    pub(crate) objects: Objects,
-    /// By number.
-    pub maps: BTreeMap<u64, Map>,
-    /// Likewise.
-    pub tapes: BTreeMap<u64, View<Tape>>,
-}
-
-impl Replica {
-    /// Hosts these maps, and tapes of these.
-    pub fn new(
-        log: &Log,
-        maps: impl IntoIterator<Item = u64>,
-        tapes: impl IntoIterator<Item = u64>,
-    ) -> Self {
-        let mut replica = Self {
-            objects: Objects::new(log),
-            maps: BTreeMap::new(),
-            tapes: BTreeMap::new(),
-        };
-        let maps = maps.into_iter();
-        replica.maps = maps.map(|map| (map, replica.map(map))).collect();
-        let tapes = tapes.into_iter();
-        replica.tapes = tapes.map(|map| (map, replica.tape(map))).collect();
-        replica
-    }
-
-    /// All maps or some, drawn.
-    fn draw(log: &Log, random: &Random) -> Self {
-        let first = random.below(MAPS);
-        let some = |count: u64| (0..count).map(move |more| (first + more) % MAPS);
-        let (maps, tapes) = (*pick(random, &[1, 2, MAPS, MAPS]), random.below(MAPS + 1));
-        Self::new(log, some(maps), some(tapes))
-    }
-
-    /// A map, which is hosted as long as anybody has it.
-    pub(crate) fn map(&self, number: u64) -> Map {
-        Map::of(self.objects.host(stream_of(number)))
-    }
-
-    fn tape(&self, number: u64) -> View<Tape> {
-        self.objects.host(stream_of(number))
-    }
-}
-
-fn stream_of(map: u64) -> StreamId {
-    StreamId::of_name(&format!("map {map}"))
 }
 
 /// One client's machine.
@@ -170,77 +116,6 @@ struct MapClient {
     pause: Duration,
 }
 
-/// A number as a key or a value of a map has it.
-pub(crate) fn bytes_of(number: u64) -> Bytes {
-    Bytes::from(number.to_string())
-}
-
-pub(crate) fn number_of(bytes: &[u8]) -> u64 {
-    let text = std::str::from_utf8(bytes).ok();
-    // Nobody writes that value, so a damaged one is found.
-    text.and_then(|text| text.parse().ok()).unwrap_or(u64::MAX)
-}
-
-pub(crate) fn found_of(found: Option<&Versioned>) -> Found {
-    found.map(|found| (number_of(&found.value), found.version))
-}
-
-/// All that a map holds.
-pub fn contents_of(state: &MapState) -> Contents {
-    let page = state.scan(&Keys::all(), usize::MAX);
-    let entries = page.entries.iter();
-    entries
-        .map(|(key, found)| (number_of(key), (number_of(&found.value), found.version)))
-        .collect()
-}
-
-/// What a scan of a map of so many keys says of each.
-pub(crate) fn reads_of(map: u64, keys: u64, contents: &Contents) -> Reads {
-    (0..keys)
-        .map(|key| ((map, key), contents.get(&key).copied()))
-        .collect()
-}
-
-/// A change as a watch or a tape tells it.
-pub fn change_of(map: u64, position: Position, key: &[u8], value: Option<&Bytes>) -> Change {
-    Change {
-        position,
-        key: (map, number_of(key)),
-        value: value.map(|value| number_of(value)),
-    }
-}
-
-/// Reads these keys, and all of a map of so many, and writes.
-pub(crate) fn body(
-    maps: &BTreeMap<u64, Map>,
-    txn: &mut Transaction<'_>,
-    reads: &[Key],
-    scanned: Option<u64>,
-    keys: u64,
-    writes: &[(Key, Value)],
-) -> Result<Reads, PlayError> {
-    let mut all = vec![];
-    for (number, key) in reads {
-        let found = txn.get_versioned(&maps[number], &bytes_of(*key))?;
-        all.push(((*number, *key), found_of(found.as_ref())));
-    }
-    if let Some(number) = scanned {
-        let page = txn.scan(&maps[&number], &Keys::all(), usize::MAX)?;
-        let entries = page.entries.iter();
-        let contents = entries
-            .map(|(key, found)| (number_of(key), (number_of(&found.value), found.version)))
-            .collect();
-        all.extend(reads_of(number, keys, &contents));
-    }
-    for ((number, key), value) in writes {
-        match value {
-            Some(value) => txn.put(&maps[number], bytes_of(*key), bytes_of(*value)),
-            None => txn.delete(&maps[number], bytes_of(*key)),
-        }
-    }
-    Ok(all)
-}
-
 impl MapClient {
     async fn run(mut self) {
         let mut watch: Option<(usize, u64, Watch)> = None;
@@ -249,7 +124,7 @@ impl MapClient {
                 0..6 => self.write().await,
                 6..10 => self.cas().await,
                 10..16 => self.read().await,
-                16..18 => self.read_stale(),
+                16..18 => self.read_stale().await,
                 18..32 => self.transact().await,
                 32..36 => self.write_together().await,
                 36..40 => self.write_once().await,
@@ -257,6 +132,7 @@ impl MapClient {
                 42 => self.snapshot().await,
                 43 => self.read_tape().await,
                 44 if flip(&self.random) => self.begin_anew(),
+                45 => self.keep_in_log().await,
                 _ => self.watch(&mut watch).await,
             }
             let pause = self.random.jittered(self.pause);
@@ -369,13 +245,20 @@ impl MapClient {
             PlayError::Trimmed(_)
             | PlayError::Operation { .. }
             | PlayError::Unopened(_)
+            | PlayError::Gone(_)
+            | PlayError::InLog(_)
+            | PlayError::TooMuch { .. }
             | PlayError::Snapshot { .. } => self.shared.world.violation(why.to_string()),
         }
     }
 
     async fn cas(&self) {
         let ((number, map), key, value) = (self.map(), self.key(), self.value());
-        let expected = found_of(map.get_stale(&bytes_of(key)).as_ref());
+        let held = map.get_stale(&bytes_of(key));
+        let expected = match fetched(&map, key, held).await {
+            Ok(expected) => expected,
+            Err(why) => return self.trouble(&why),
+        };
         let expect = match expected {
             None => Expect::Absent,
             Some((value, _)) if self.random.below(2) == 0 => Expect::value(bytes_of(value)),
@@ -391,12 +274,20 @@ impl MapClient {
             Ok(Cas::Done { position }) => Told::Done(position, vec![(at, expected)]),
             Ok(Cas::Conflict { position, found }) => {
                 self.count("conditional write: conflict");
-                let found = found_of(found.as_ref());
-                if found == expected {
-                    let text = format!("O6: at {position} was what was expected: {found:?}");
-                    self.shared.world.violation(text);
+                match fetched(&map, key, found).await {
+                    Ok(found) => {
+                        if found == expected {
+                            let text =
+                                format!("O6: at {position} was what was expected: {found:?}");
+                            self.shared.world.violation(text);
+                        }
+                        Told::Refused(Some((position, vec![(at, found)])))
+                    }
+                    Err(why) => {
+                        self.trouble(&why);
+                        Told::Undecided(position)
+                    }
                 }
-                Told::Refused(Some((position, vec![(at, found)])))
             }
             Err(error) => self.not_decided(error).await,
         };
@@ -407,8 +298,8 @@ impl MapClient {
         let (number, map) = self.map();
         let asked = self.shared.history.ask(self.process, Asked::Read);
         let reads = if self.random.below(3) == 0 {
-            let page = map.view().read(contents_of).await;
-            page.map(|contents| reads_of(number, KEYS, &contents))
+            let contents = contents_now(&map).await;
+            contents.map(|contents| reads_of(number, KEYS, &contents))
         } else {
             let key = self.key();
             let found = map.get(&bytes_of(key)).await;
@@ -424,11 +315,17 @@ impl MapClient {
         self.shared.history.tell(asked, told);
     }
 
-    fn read_stale(&self) {
+    async fn read_stale(&self) {
         let (number, map) = self.map();
         let asked = self.shared.history.ask(self.process, Asked::ReadStale);
-        let contents = map.view().read_stale(contents_of);
-        let told = Told::Found(reads_of(number, KEYS, &contents));
+        let held = map.scan_stale(&Keys::all(), usize::MAX);
+        let told = match map.fetch(held).await {
+            Ok(page) => Told::Found(reads_of(number, KEYS, &contents_of(&page))),
+            Err(why) => {
+                self.trouble(&why);
+                Told::Open
+            }
+        };
         self.shared.history.tell(asked, told);
     }
 
@@ -592,11 +489,16 @@ impl MapClient {
             .shared
             .history
             .ask(self.process, Asked::At { map, position });
-        let told = match hosted.at(position).await {
+        let read = match hosted.at(position).await {
             Ok(state) => {
                 self.count("state as of a position");
-                Told::Contents(contents_of(&state))
+                let held = state.scan(&Keys::all(), usize::MAX);
+                hosted.fetch(held).await.map_err(AtError::Play)
             }
+            Err(error) => Err(error),
+        };
+        let told = match read {
+            Ok(page) => Told::Contents(contents_of(&page)),
             // After a change of term the log may end lower than it was played.
             Err(AtError::BeyondEnd { .. }) => Told::Open,
             Err(AtError::Play(why)) => {
@@ -605,6 +507,16 @@ impl MapClient {
             }
         };
         self.shared.history.tell(asked, told);
+    }
+
+    /// From some value on, or from none on, they stay in the log.
+    async fn keep_in_log(&self) {
+        let (_, map) = self.map();
+        let from_bytes = *pick(&self.random, &[None, Some(0), Some(2)]);
+        match map.keep_in_log(from_bytes).await {
+            Ok(_) => self.count("values in the log, or not"),
+            Err(error) => drop(self.not_decided(error).await),
+        }
     }
 
     async fn snapshot(&self) {

@@ -11,6 +11,7 @@ pub mod inspection;
 pub mod keeper;
 pub mod lost_unit;
 pub mod map_client;
+pub mod maps;
 pub mod records;
 pub mod replaced_sequencer;
 pub mod restarted_sequencer;

@@ -6,7 +6,7 @@ use milonga_client::object::map::{MapState, Outcome, Update};
 use milonga_client::object::{ImageError, ImageReader, ImageWriter, Object};
 use milonga_wire::Position;
 
-use super::map_client::change_of;
+use super::maps::change_of;
 use crate::object_history::Change;
 
 /// Its state.
@@ -33,17 +33,18 @@ impl Object for Tape {
     type Outcome = ();
 
     fn apply(&mut self, position: Position, update: Update) {
-        let Some(key) = update.key().cloned() else {
-            unreachable!("nobody uses leases here");
-        };
+        let (key, value) = (update.key().cloned(), update.clone().into_value());
         let value = match self.map.apply(position, update) {
-            Outcome::Put => self.map.get(&key).map(|found| found.value),
+            Outcome::Put => value,
             Outcome::Deleted { existed: true } => None,
-            Outcome::Deleted { existed: false } | Outcome::Conflict { .. } => return,
+            Outcome::Deleted { existed: false } | Outcome::Conflict { .. } | Outcome::Kept => {
+                return;
+            }
             Outcome::Lives { .. } | Outcome::Ended { .. } | Outcome::NoLease { .. } => {
                 unreachable!("nobody uses leases here")
             }
         };
+        let key = key.expect("it was put or deleted");
         self.changes.push((position, key, value));
     }
 

@@ -13,7 +13,8 @@ use milonga_host::BoxFuture;
 use milonga_wire::{Position, Role};
 
 use super::cluster::{Cluster, Shape, log};
-use super::map_client::{MAPS, MapMachine, Replica, Shared, change_of, contents_of};
+use super::map_client::{MapMachine, Shared};
+use super::maps::{MAPS, Replica, change_of, contents_now};
 use crate::invariants::objects::{self, Truth};
 use crate::object_history::{History, Watched};
 use crate::sim::faults::pick;
@@ -178,7 +179,7 @@ async fn replay(newcomer: &Replica) -> Result<Truth, PlayError> {
 async fn compare(world: &World, truth: &Truth, name: &str, replica: &Replica) {
     let mut wrong = vec![];
     for (number, map) in &replica.maps {
-        wrong.push(match map.view().read(contents_of).await {
+        wrong.push(match contents_now(map).await {
             Ok(found) => objects::contents(truth, *number, END, &found),
             Err(why) => Some(format!("map {number} cannot be played: {why}")),
         });

@@ -13,7 +13,8 @@ use super::{Every, KeepError, Keeping, KeepingState, Kept, Mark, Update};
 use crate::log::Log;
 use crate::object::codec::Named;
 use crate::object::hold::Hold;
-use crate::object::{Lock, Objects, PlayError, snapshot};
+use crate::object::map::{MapState, in_log};
+use crate::object::{Lock, Object, Objects, PlayError, snapshot};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -208,7 +209,7 @@ impl Keeper {
                 continue;
             }
             let hold = Hold::new(self.keeping.view.objects(), own.object.clone(), kind);
-            match self.write_if_due(&hold, &own, is_in_the_way, every).await {
+            match self.write_if_due(&hold, &own, to, every).await {
                 Ok(()) => is_any_in_the_way |= is_in_the_way,
                 // One that cannot be played keeps no other from getting its own.
                 Err(error) => {
@@ -224,9 +225,10 @@ impl Keeper {
         &mut self,
         hold: &Hold,
         own: &Own,
-        is_in_the_way: bool,
+        to: Position,
         every: Every,
     ) -> Result<(), KeepError> {
+        let is_in_the_way = own.from < to;
         hold.sync().await?;
         let fed = hold.fed();
         if !is_in_the_way && fed.updates < every.updates && fed.bytes < every.bytes {
@@ -242,6 +244,9 @@ impl Keeper {
         let newest = snapshot::manifests(self.keeping.log(), &own.object).await?;
         let newest = newest.values().filter(|it| !it.is_past).map(|it| it.as_of);
         if newest.max() <= own.newest.as_ref().map(|newest| newest.as_of) {
+            if is_in_the_way && own.object.kind == MapState::KIND {
+                in_log::bring_forward(hold.objects(), own.object.stream, to).await?;
+            }
             let written = hold.snapshot().await?;
             tracing::info!(name = own.name, as_of = %written.as_of, bytes = written.bytes, "wrote a snapshot");
         }

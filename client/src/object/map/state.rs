@@ -1,12 +1,14 @@
 //! What a map is and how it changes: pure (O1).
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use milonga_wire::Position;
 use serde::{Deserialize, Serialize};
 
 use super::lease::{LeaseState, Leases};
+use super::value::{Held, Moved, Stored, Value};
 use crate::object::{ImageError, ImageReader, ImageWriter, Keys, Object, Part, Seen};
 
 /// Bytes of the longest key.
@@ -69,6 +71,16 @@ pub enum Update {
         /// What must be there; none: whatever is.
         expect: Option<Expect>,
     },
+    /// From here on values of at least so many bytes stay in the log; none: all are in memory.
+    KeepInLog {
+        /// So many.
+        from_bytes: Option<u64>,
+    },
+    /// There are copies of these values further on in the log.
+    Moved {
+        /// Which, and where.
+        values: Vec<Moved>,
+    },
 }
 
 impl Update {
@@ -79,9 +91,27 @@ impl Update {
             | Self::Delete { key }
             | Self::Cas { key, .. }
             | Self::PutLeased { key, .. } => Some(key),
-            Self::Grant { .. } | Self::Renew { .. } | Self::Revoke { .. } | Self::Expire { .. } => {
-                None
-            }
+            Self::Grant { .. }
+            | Self::Renew { .. }
+            | Self::Revoke { .. }
+            | Self::Expire { .. }
+            | Self::KeepInLog { .. }
+            | Self::Moved { .. } => None,
+        }
+    }
+
+    /// The value that it sets a key to, if it does.
+    pub fn into_value(self) -> Option<Bytes> {
+        match self {
+            Self::Put { value, .. } | Self::PutLeased { value, .. } => Some(value),
+            Self::Cas { value, .. } => value,
+            Self::Delete { .. }
+            | Self::Grant { .. }
+            | Self::Renew { .. }
+            | Self::Revoke { .. }
+            | Self::Expire { .. }
+            | Self::KeepInLog { .. }
+            | Self::Moved { .. } => None,
         }
     }
 }
@@ -103,10 +133,10 @@ impl Expect {
         Self::Value(value.into())
     }
 
-    fn holds(&self, found: Option<&(Bytes, Position)>) -> bool {
+    fn holds(&self, found: Option<&(Value, Position)>) -> bool {
         match (self, found) {
             (Self::Absent, found) => found.is_none(),
-            (Self::Value(expected), Some((value, _))) => expected == value,
+            (Self::Value(expected), Some((value, _))) => value.is(expected),
             (Self::Version(expected), Some((_, version))) => expected == version,
             (Self::Value(_) | Self::Version(_), None) => false,
         }
@@ -122,15 +152,6 @@ pub struct Versioned {
     pub version: Position,
 }
 
-impl Versioned {
-    fn of((value, version): &(Bytes, Position)) -> Self {
-        Self {
-            value: value.clone(),
-            version: *version,
-        }
-    }
-}
-
 /// What an update brought about.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
@@ -144,7 +165,7 @@ pub enum Outcome {
     /// The expectation did not hold: nothing changed.
     Conflict {
         /// What stood in the way.
-        found: Option<Versioned>,
+        found: Option<Held>,
     },
     /// The lease lives: it was granted, or renewed, or had been before somebody wanted it expired.
     Lives {
@@ -163,22 +184,35 @@ pub enum Outcome {
         /// The lease.
         lease: Position,
     },
+    /// Where the map keeps values is as it says; nothing else changed.
+    Kept,
 }
 
 /// A part of a map, in the order of the keys.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Page {
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Page<T = Versioned> {
     /// Keys and what they hold.
-    pub entries: Vec<(Bytes, Versioned)>,
+    pub entries: Vec<(Bytes, T)>,
     /// Whether more of the keys asked for come behind these.
     pub more: bool,
+}
+
+impl<T> Default for Page<T> {
+    fn default() -> Self {
+        Self {
+            entries: vec![],
+            more: false,
+        }
+    }
 }
 
 /// The state of a map after some position.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct MapState {
-    entries: BTreeMap<Bytes, (Bytes, Position)>,
+    entries: BTreeMap<Bytes, (Value, Position)>,
     leases: Leases,
+    /// Values of at least so many bytes stay in the log.
+    in_log_from: Option<u64>,
 }
 
 /// What a snapshot consists of: the leases, then the keys in order. Only ever grows at its end.
@@ -195,12 +229,54 @@ enum Item {
         version: Position,
         lease: Option<Position>,
     },
+    KeepInLog {
+        from_bytes: u64,
+    },
+    InLog {
+        key: Bytes,
+        stored: Stored,
+        version: Position,
+        lease: Option<Position>,
+    },
 }
 
 impl MapState {
-    /// The value of `key`.
-    pub fn get(&self, key: &[u8]) -> Option<Versioned> {
-        self.entries.get(key).map(Versioned::of)
+    /// What `key` holds. [`Map::get`](super::Map::get) has the value in any case.
+    pub fn get(&self, key: &[u8]) -> Option<Held> {
+        self.entries.get(key).map(Held::of)
+    }
+
+    /// Values of at least so many bytes stay in the log when they are put; none: all are in memory.
+    pub fn in_log_from(&self) -> Option<u64> {
+        self.in_log_from
+    }
+
+    /// All keys, in order, with how many bytes their values have and where they are.
+    pub fn values(&self) -> impl Iterator<Item = (&Bytes, &Value)> {
+        self.entries.iter().map(|(key, (value, _))| (key, value))
+    }
+
+    /// The values that stay in the log below `to`, of the keys behind `after`.
+    pub(super) fn stored_below(
+        &self,
+        to: Position,
+        after: Option<&Bytes>,
+    ) -> impl Iterator<Item = (Bytes, Stored)> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let behind = self.entries.range::<Bytes, _>((start, Bound::Unbounded));
+        let stored = behind.filter_map(|(key, (value, _))| Some((key.clone(), *value.stored()?)));
+        stored.filter(move |(_, stored)| stored.at < to)
+    }
+
+    /// Z3.
+    pub(super) fn moved(&mut self, values: Vec<Moved>) {
+        for Moved { key, from, to } in values {
+            if let Some((Value::InLog(stored), _)) = self.entries.get_mut(&key)
+                && stored.at == from
+            {
+                stored.at = to;
+            }
+        }
     }
 
     /// How many keys there are.
@@ -233,7 +309,7 @@ impl MapState {
     }
 
     /// The first `limit` of `keys`, in order.
-    pub fn scan(&self, keys: &Keys, limit: usize) -> Page {
+    pub fn scan(&self, keys: &Keys, limit: usize) -> Page<Held> {
         let Some(bounds) = keys.bounds() else {
             return Page::default();
         };
@@ -241,7 +317,7 @@ impl MapState {
         let entries = rest
             .by_ref()
             .take(limit)
-            .map(|(key, found)| (key.clone(), Versioned::of(found)))
+            .map(|(key, found)| (key.clone(), Held::of(found)))
             .collect();
         Page {
             entries,
@@ -250,7 +326,7 @@ impl MapState {
     }
 
     /// The keys that were written anew in `new`, with what they are there; none if they are gone.
-    pub(super) fn changed_in(&self, new: &Self) -> Vec<(Bytes, Option<Bytes>)> {
+    pub(super) fn changed_in(&self, new: &Self) -> Vec<(Bytes, Option<Value>)> {
         let gone = self
             .entries
             .keys()
@@ -263,7 +339,7 @@ impl MapState {
             .filter(|(key, (_, version))| old(*key) != Some(version));
         let others = others.map(|(key, (value, _))| (key.clone(), Some(value.clone())));
         let mut changed: Vec<_> = gone.chain(others).collect();
-        changed.sort_unstable();
+        changed.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         changed
     }
 
@@ -304,6 +380,14 @@ impl MapState {
                 let conflict = expect.and_then(|expect| self.conflict(&key, &expect));
                 conflict.unwrap_or_else(|| self.put(position, key, value, Some(lease)))
             }
+            Update::KeepInLog { from_bytes } => {
+                self.in_log_from = from_bytes;
+                Outcome::Kept
+            }
+            Update::Moved { values } => {
+                self.moved(values);
+                Outcome::Kept
+            }
         }
     }
 
@@ -315,6 +399,7 @@ impl MapState {
         lease: Option<Position>,
     ) -> Outcome {
         self.leases.bind(&key, lease);
+        let value = Value::put(position, value, self.in_log_from);
         self.entries.insert(key, (value, position));
         Outcome::Put
     }
@@ -328,7 +413,7 @@ impl MapState {
     fn conflict(&self, key: &Bytes, expect: &Expect) -> Option<Outcome> {
         let found = self.entries.get(key);
         (!expect.holds(found)).then(|| Outcome::Conflict {
-            found: found.map(Versioned::of),
+            found: found.map(Held::of),
         })
     }
 
@@ -365,45 +450,79 @@ impl Object for MapState {
                 renewed: found.renewed(),
             });
         }
+        if let Some(from_bytes) = self.in_log_from {
+            to.write(&Item::KeepInLog { from_bytes });
+        }
         for (key, (value, version)) in &self.entries {
-            to.write(&Item::Key {
-                key: key.clone(),
-                value: value.clone(),
-                version: *version,
-                lease: self.leases.of(key),
+            let (key, version, lease) = (key.clone(), *version, self.leases.of(key));
+            to.write(&match value {
+                Value::Here(value) => Item::Key {
+                    key,
+                    value: value.clone(),
+                    version,
+                    lease,
+                },
+                Value::InLog(stored) => Item::InLog {
+                    key,
+                    stored: **stored,
+                    version,
+                    lease,
+                },
             });
         }
+    }
+
+    fn refers_to(&self) -> Option<Position> {
+        let stored = self.values().filter_map(|(_, value)| value.stored());
+        stored.map(|stored| stored.at).min()
     }
 
     fn restore(from: &mut ImageReader) -> Result<Self, ImageError> {
         let mut items = vec![];
         let mut leases = Leases::default();
+        let mut in_log_from = None;
         while let Some(item) = from.read()? {
-            match item {
+            let (key, value, version, lease) = match item {
                 Item::Lease {
                     lease,
                     ttl_ms,
                     renewed,
-                } => leases.restore(lease, ttl_ms, renewed),
+                } => {
+                    leases.restore(lease, ttl_ms, renewed);
+                    continue;
+                }
+                Item::KeepInLog { from_bytes } => {
+                    in_log_from = Some(from_bytes);
+                    continue;
+                }
                 Item::Key {
                     key,
                     value,
                     version,
                     lease,
-                } => {
-                    if lease.is_some_and(|lease| leases.get(lease).is_none()) {
-                        return Err(ImageError {
-                            why: "a key is bound to a lease that it does not hold".to_owned(),
-                        });
-                    }
-                    leases.bind(&key, lease);
-                    items.push((key, (value, version)));
-                }
+                } => (key, Value::Here(value), version, lease),
+                Item::InLog {
+                    key,
+                    stored,
+                    version,
+                    lease,
+                } => (key, Value::InLog(Box::new(stored)), version, lease),
+            };
+            if lease.is_some_and(|lease| leases.get(lease).is_none()) {
+                return Err(ImageError {
+                    why: "a key is bound to a lease that it does not hold".to_owned(),
+                });
             }
+            leases.bind(&key, lease);
+            items.push((key, (value, version)));
         }
         // They come in order, which is the fast way to make a tree.
         let entries = items.into_iter().collect();
-        Ok(Self { entries, leases })
+        Ok(Self {
+            entries,
+            leases,
+            in_log_from,
+        })
     }
 
     fn part(update: &Update) -> Part {
@@ -412,8 +531,10 @@ impl Object for MapState {
             | Update::Delete { key }
             | Update::Cas { key, .. }
             | Update::PutLeased { key, .. } => Part::Key(key.clone()),
-            // A new lease has no key yet, and nobody can know of it.
-            Update::Grant { .. } => Part::Keys(Keys::none()),
+            // A new lease has no key yet, and nobody can know of it; where values are is nothing that can be read.
+            Update::Grant { .. } | Update::KeepInLog { .. } | Update::Moved { .. } => {
+                Part::Keys(Keys::none())
+            }
             Update::Renew { lease } | Update::Revoke { lease } | Update::Expire { lease, .. } => {
                 Part::Lease(*lease)
             }
@@ -442,7 +563,8 @@ impl Object for MapState {
     }
 
     /// Who lives is a matter of the present: the leases stay as they are (Y2). Keys of the past that were bound to one that has
-    /// ended since are gone with it, and those that are bound to one that lives are bound to it again.
+    /// ended since are gone with it, and those that are bound to one that lives are bound to it again. Which values stay in the log when
+    /// they are put is of the present, too.
     fn reset(&mut self, position: Position, to: Self) {
         let (mut entries, bound) = (to.entries, to.leases);
         entries.retain(|key, _| {
@@ -451,7 +573,9 @@ impl Object for MapState {
         });
         for (key, (value, version)) in &mut entries {
             *version = match self.entries.get(key) {
-                Some((same, current)) if same == value && self.leases.of(key) == bound.of(key) => {
+                Some((same, current))
+                    if same.is_same(value) && self.leases.of(key) == bound.of(key) =>
+                {
                     *current
                 }
                 Some(_) | None => position,
@@ -525,6 +649,7 @@ mod tests {
             let listed: Vec<_> = page
                 .entries
                 .into_iter()
+                .map(|(key, found)| (key, found.here().unwrap()))
                 .map(|(key, found)| (key, found.value, found.version))
                 .collect();
             prop_assert_eq!(listed, entries);
@@ -538,7 +663,7 @@ mod tests {
             let (key, value) = (Bytes::from(key), Bytes::from("v"));
             state.apply(position, Update::Put { key, value });
         }
-        let names = |page: &Page| -> Vec<Bytes> {
+        let names = |page: &Page<Held>| -> Vec<Bytes> {
             page.entries.iter().map(|(key, _)| key.clone()).collect()
         };
 

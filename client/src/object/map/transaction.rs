@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use milonga_wire::Position;
 
-use super::{KEY_BYTES_MAX, Map, Page, Update, Versioned, checked};
+use super::{Held, KEY_BYTES_MAX, Map, Page, Update, Value, Versioned, checked};
 use crate::object::{Keys, Part, PlayError, Seen, Transaction, Writes};
 
 impl Transaction<'_> {
@@ -30,7 +30,24 @@ impl Transaction<'_> {
     /// [`PlayError`] if the map cannot be played on.
     pub fn get_versioned(&mut self, map: &Map, key: &[u8]) -> Result<Option<Versioned>, PlayError> {
         let part = Part::Key(Bytes::copy_from_slice(key));
-        self.read_part(map.view(), part, |state| state.get(key))
+        let held = self.read_part(map.view(), part, |state| state.get(key))?;
+        held.map(|held| self.fetched(key, held)).transpose()
+    }
+
+    /// With its value. If that stays in the log and was not fetched yet, it is noted that it is wanted.
+    fn fetched(&mut self, key: &[u8], held: Held) -> Result<Versioned, PlayError> {
+        let version = held.version;
+        let value = match held.value {
+            Value::Here(value) => value,
+            Value::InLog(stored) => {
+                let Some(value) = self.values.get(&stored.digest) else {
+                    self.wanted.push((Bytes::copy_from_slice(key), *stored));
+                    return Err(PlayError::InLog(stored.at));
+                };
+                value.clone()
+            }
+        };
+        Ok(Versioned { value, version })
     }
 
     /// The first `limit` of `keys` as they were before this transaction. That none came in between is checked, too.
@@ -38,13 +55,25 @@ impl Transaction<'_> {
     /// # Errors
     /// [`PlayError`] if the map cannot be played on.
     pub fn scan(&mut self, map: &Map, keys: &Keys, limit: usize) -> Result<Page, PlayError> {
-        let world_part = |page: &Page| match page.entries.last() {
+        let world_part = |page: &Page<Held>| match page.entries.last() {
             // What lies behind the last key was not looked at.
             Some((last, _)) if page.more => keys.clone().up_to(last.clone()),
             Some(_) | None => keys.clone(),
         };
         let page = self.peek(map.view(), |state| state.scan(keys, limit))?;
-        self.read_part(map.view(), Part::Keys(world_part(&page)), |_| page)
+        let part = Part::Keys(world_part(&page));
+        let page = self.read_part(map.view(), part, |_| page)?;
+        // All that is wanted is noted before the first error is told.
+        let entries: Vec<_> = page
+            .entries
+            .into_iter()
+            .map(|(key, held)| (self.fetched(&key, held), key))
+            .collect();
+        let entries = entries.into_iter().map(|(found, key)| Ok((key, found?)));
+        Ok(Page {
+            entries: entries.collect::<Result<_, PlayError>>()?,
+            more: page.more,
+        })
     }
 
     /// Sets `key` to `value`, if the transaction takes place.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use milonga_wire::Position;
 
-use super::{MapState, Outcome, Update};
+use super::{Held, Map, MapState, Outcome, Update, Value};
 use crate::object::group::{Group, locked};
 use crate::object::hosted::Hosted;
 use crate::object::{
@@ -41,7 +41,7 @@ pub struct Watch {
 #[derive(Default)]
 struct Watched {
     state: MapState,
-    changes: VecDeque<Change>,
+    changes: VecDeque<(Position, Bytes, Option<Value>)>,
     /// Which are noted; none: nobody asked yet.
     wanted: Option<(Keys, Position)>,
 }
@@ -54,20 +54,19 @@ impl Object for Watched {
 
     fn apply(&mut self, position: Position, update: Update) {
         let key = update.key().cloned();
+        let value = update.clone().into_value().map(Value::Here);
         let mut gone = vec![];
         let outcome = self.state.change(position, update, &mut gone);
         if let Some(key) = key {
             match outcome {
-                Outcome::Put => {
-                    let value = self.state.get(&key).map(|found| found.value);
-                    self.note(position, key, value);
-                }
+                Outcome::Put => self.note(position, key, value),
                 Outcome::Deleted { existed: true } => self.note(position, key, None),
                 Outcome::Deleted { existed: false }
                 | Outcome::Conflict { .. }
                 | Outcome::Lives { .. }
                 | Outcome::Ended { .. }
-                | Outcome::NoLease { .. } => {}
+                | Outcome::NoLease { .. }
+                | Outcome::Kept => {}
             }
         }
         for key in gone {
@@ -102,16 +101,12 @@ impl Object for Watched {
 }
 
 impl Watched {
-    fn note(&mut self, position: Position, key: Bytes, value: Option<Bytes>) {
+    fn note(&mut self, position: Position, key: Bytes, value: Option<Value>) {
         let Some((keys, from)) = &self.wanted else {
             return;
         };
         if position >= *from && keys.contains(&key) {
-            self.changes.push_back(Change {
-                position,
-                key,
-                value,
-            });
+            self.changes.push_back((position, key, value));
         }
     }
 }
@@ -155,13 +150,39 @@ impl Watch {
                 None => self.group.insert(begin(view, keys, from).await?),
             };
             let stream = view.stream();
-            if let Some(cell) = locked(&group.world).cell_mut::<Watched>(stream) {
-                if let Some(change) = cell.state.changes.pop_front() {
-                    return Ok(Some(change));
+            let next = {
+                let world = locked(&group.world);
+                let cell = world.cell::<Watched>(stream);
+                cell.and_then(|cell| cell.state.changes.front().cloned())
+            };
+            if let Some((position, key, value)) = next {
+                let value = match value {
+                    Some(Value::Here(value)) => Some(value),
+                    None => None,
+                    // It was gone back to, by a record that holds no values.
+                    Some(value @ Value::InLog(_)) => {
+                        let version = position;
+                        let held = Held { value, version };
+                        let fetched = Map::of(view.clone()).fetch_one(&key, Some(held)).await?;
+                        fetched.map(|found| found.value)
+                    }
+                };
+                if let Some(cell) = locked(&group.world).cell_mut::<Watched>(stream) {
+                    cell.state.changes.pop_front();
                 }
-                if let Some(stopped) = cell.stopped() {
-                    return Err(stopped.clone().into());
-                }
+                return Ok(Some(Change {
+                    position,
+                    key,
+                    value,
+                }));
+            }
+            let stopped = {
+                let world = locked(&group.world);
+                let cell = world.cell::<Watched>(stream);
+                cell.and_then(|cell| cell.stopped().cloned())
+            };
+            if let Some(stopped) = stopped {
+                return Err(stopped.into());
             }
             if !group.playback.has_begun() {
                 if has_asked {

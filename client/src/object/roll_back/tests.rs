@@ -3,10 +3,10 @@
 use milonga_wire::{Position, Role, StreamId};
 
 use super::*;
-use crate::object::codec::BACK_WITHIN;
+use crate::object::codec::{BACK_WITHIN, Record, decode};
 use crate::object::directory::DirectoryState;
 use crate::object::transact::tests::{move_one, value};
-use crate::object::{Counter, Keeping, Map, Object};
+use crate::object::{Counter, Map, Object, keeping};
 use crate::testing::Cluster;
 
 /// Several objects go back at once, to any position, and forth again; whoever joins later has the same.
@@ -25,7 +25,19 @@ async fn objects_go_back_to_any_position_and_forth_again() {
     let last = count.add(5).await.unwrap();
     let names = ["one", "other", "count"];
 
+    let end = objects.log().end().await.unwrap().counter;
     let position = objects.roll_back(&names, mark).await.unwrap();
+    // All that it wrote lies behind a pin, and that is gone.
+    let pin = objects.log().read(end).await.unwrap();
+    let pin = Record::parse(pin.payload().unwrap());
+    let Ok(Record::Update(pin)) = pin else {
+        panic!("{pin:?}");
+    };
+    let pin: keeping::Update = decode(pin).unwrap();
+    assert!(matches!(pin, keeping::Update::Pin(pin) if pin.from == end));
+    let pins = Keeping::open(&objects);
+    let pins = pins.view().read(|state| state.pins().count());
+    assert_eq!(pins.await.unwrap(), 0);
     let late = Objects::new(&cluster.client(Role::Writer));
     for objects in [&objects, &late] {
         let [one, other] = [
@@ -70,10 +82,11 @@ async fn what_was_gone_back_to_is_kept_while_somebody_may_need_it() {
     let back = objects.roll_back(&["m"], before).await.unwrap();
     let stream = StreamId::of_name(DirectoryState::KIND);
     let directory = objects.host::<DirectoryState>(stream);
+    let keeping = Keeping::open(&objects);
     map.view().sync().await.unwrap();
     directory.snapshot().await.unwrap();
+    keeping.view().snapshot().await.unwrap();
     map.view().snapshot().await.unwrap();
-    let keeping = Keeping::open(&objects);
     let need = async || {
         let needs = keeping.needs().await.unwrap();
         needs.into_iter().find(|need| need.what == "object m")
@@ -87,6 +100,7 @@ async fn what_was_gone_back_to_is_kept_while_somebody_may_need_it() {
     }
     map.put("other", "1").await.unwrap();
     directory.snapshot().await.unwrap();
+    keeping.view().snapshot().await.unwrap();
     map.view().snapshot().await.unwrap();
     assert!(need().await.unwrap().from > back);
 }

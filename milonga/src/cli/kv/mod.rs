@@ -2,37 +2,32 @@
 //!
 //! A command plays the map from the start of its stream: fit for looking and for scripts. Programs keep a view open.
 
+mod import;
 mod lease;
 mod pair;
+mod read;
 mod txn;
+mod values;
 
-use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use clap::Subcommand;
-use futures_util::future::try_join_all;
 use milonga_client::Position;
-use milonga_client::object::map::{
-    Change, Expect, KEY_BYTES_MAX, Keys, MapState, Outcome as Did, Update,
-};
+use milonga_client::object::map::{Expect, KEY_BYTES_MAX, Keys, Outcome as Did, Update};
 use milonga_client::object::{Applied, Map, ONCE_LIVES, Objects, Once};
 use milonga_wire::limits::ENTRY_BYTES_MAX;
 use serde::Serialize;
 
 use self::pair::Pair;
+use self::read::{When, each};
 use super::Context;
 use super::lock::{Fence, fence};
-use super::log::up_to_the_end;
+use super::log::{size, up_to_the_end};
 use crate::failure::{Code, Failure, Outcome};
-use crate::output::{json, line, progress};
-
-/// Keys that are fetched at once.
-const PAGE: usize = 1_000;
-/// Imported lines that are under way at once.
-const IMPORTED: usize = 256;
+use crate::output::{json, line};
 
 /// What every command takes, and which one it is.
 #[derive(Debug, clap::Args)]
@@ -43,6 +38,9 @@ pub(super) struct Kv {
     /// Which map.
     #[arg(long, global = true, default_value = "default", value_name = "NAME")]
     map: String,
+    /// How many bytes of values that stay in the log are held in memory at most [default: 64MiB].
+    #[arg(long, global = true, value_parser = size, value_name = "SIZE")]
+    memory: Option<u64>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -53,10 +51,15 @@ enum Verb {
     #[command(after_help = "Example:
   milonga kv put colour red
   milonga kv put paid yes --idempotency-key order-17
-  milonga kv put worker/7 10.0.0.7:80 --lease 4711")]
+  milonga kv put worker/7 10.0.0.7:80 --lease 4711
+  milonga kv put logo --file logo.png")]
     Put {
         key: String,
-        value: String,
+        #[arg(required_unless_present = "file")]
+        value: Option<String>,
+        /// The value is what this file holds; - for standard input.
+        #[arg(long, conflicts_with = "value")]
+        file: Option<PathBuf>,
         #[command(flatten)]
         bound: Bound,
         #[command(flatten)]
@@ -67,9 +70,13 @@ enum Verb {
     /// Prints a key's value.
     #[command(after_help = "Example:
   milonga kv get colour
-  milonga kv get colour --at 41 -o json")]
+  milonga kv get colour --at 41 -o json
+  milonga kv get logo --raw > logo.png")]
     Get {
         key: String,
+        /// Write the bytes of the value, and nothing else.
+        #[arg(long)]
+        raw: bool,
         #[command(flatten)]
         when: When,
     },
@@ -143,6 +150,14 @@ another \"map\"; bytes that are no text go in base64, with \"key_encoding\" or \
   milonga kv lease list"
     )]
     Lease(lease::LeaseCommand),
+    /// Shows and says where values are: in memory, or in the log.
+    ///
+    /// A map that is larger than memory leaves large values in the log, and keeps where they are. What was put before stays where it is
+    /// until it is put again.
+    #[command(after_help = "Example:
+  milonga kv values
+  milonga kv values --in-log-from 4KiB --map images")]
+    Values(values::Values),
     /// Writes a snapshot into the log: who opens the map later starts from there.
     #[command(after_help = "Example:
   milonga kv snapshot")]
@@ -196,17 +211,6 @@ impl Again {
             lives: self.idempotency_positions,
         })
     }
-}
-
-/// Which state is read.
-#[derive(Debug, clap::Args)]
-struct When {
-    /// As it was once the entry at this position had been applied.
-    #[arg(long, value_name = "P")]
-    at: Option<u64>,
-    /// As of what is settled: a little old, perhaps.
-    #[arg(long, conflicts_with = "at")]
-    stale: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -264,29 +268,28 @@ struct At<'a> {
     lease: Option<u64>,
 }
 
-#[derive(Serialize)]
-struct Imported {
-    #[serde(rename = "imported")]
-    keys: u64,
-    position: Option<u64>,
-    /// Keys that were bound to a lease, which is not there any more or has other keys.
-    passed_over: u64,
-}
-
 impl Kv {
     pub(super) async fn run(self, context: &Context) -> Outcome {
         let log = context.cluster.connect()?;
         let objects = Objects::new(&log);
+        if let Some(memory) = self.memory {
+            objects.hold(memory);
+        }
         let name = self.map.as_str();
         match self.verb {
             Verb::Put {
                 key,
                 value,
+                file,
                 bound,
                 again,
                 fenced,
             } => {
-                let (key, value) = (Bytes::from(key), Bytes::from(value));
+                let value = match file {
+                    Some(file) => content(&file)?,
+                    None => Bytes::from(value.unwrap_or_default()),
+                };
+                let key = Bytes::from(key);
                 let update = match bound.lease.map(Position) {
                     None => Update::Put { key, value },
                     Some(lease) => Update::PutLeased {
@@ -313,8 +316,9 @@ impl Kv {
                 fenced,
             } => Box::pin(txn::run(context, &objects, name, &file, &again, &fenced)).await,
             Verb::Import { file } => {
-                import(context, &Map::open(&objects, name).await?, &file).await
+                import::import(context, &Map::open(&objects, name).await?, &file).await
             }
+            Verb::Values(values) => values.run(context, &objects, name).await,
             Verb::Lease(lease) => lease.run(context, &objects, name).await,
             Verb::Snapshot => {
                 let written = existing(&objects, name).await?.view().snapshot().await?;
@@ -328,8 +332,9 @@ impl Kv {
                     format!("{bytes} bytes as of {as_of}, at {}", shown.position)
                 })
             }
-            Verb::Get { key, when } => {
-                get(context, &existing(&objects, name).await?, &key, &when).await
+            Verb::Get { key, raw, when } => {
+                let map = existing(&objects, name).await?;
+                read::get(context, &map, &key, &when, raw).await
             }
             Verb::Scan {
                 prefix,
@@ -343,7 +348,7 @@ impl Kv {
                     None => keys,
                 };
                 let map = existing(&objects, name).await?;
-                scan(context, &map, keys, limit, &when).await
+                read::scan(context, &map, keys, limit, &when).await
             }
             Verb::Watch { prefix, from } => {
                 let from = match from {
@@ -351,7 +356,7 @@ impl Kv {
                     None => log.end().await?.position,
                 };
                 let map = existing(&objects, name).await?;
-                watch(context, &map, Keys::prefix(prefix), from).await
+                read::watch(context, &map, Keys::prefix(prefix), from).await
             }
             Verb::Export { when } => {
                 let print = |pair: &Pair| line(&json(pair));
@@ -360,6 +365,27 @@ impl Kv {
             }
         }
     }
+}
+
+/// What a file holds, if a record may hold as much.
+fn content(file: &Path) -> Outcome<Bytes> {
+    let failed = |why: std::io::Error| Failure::file(file, why);
+    let mut bytes = vec![];
+    let limit = ENTRY_BYTES_MAX as u64 + 1;
+    let read = if file == Path::new("-") {
+        std::io::stdin().take(limit).read_to_end(&mut bytes)
+    } else {
+        let opened = File::open(file).map_err(failed)?;
+        opened.take(limit).read_to_end(&mut bytes)
+    };
+    read.map_err(failed)?;
+    if bytes.len() > ENTRY_BYTES_MAX {
+        return Err(Failure::file(
+            file,
+            format!("more than {ENTRY_BYTES_MAX} bytes; a value fits a record; split it"),
+        ));
+    }
+    Ok(Bytes::from(bytes))
 }
 
 /// The map of that name. Who reads makes none.
@@ -435,39 +461,6 @@ fn written(context: &Context, key: &str, position: Position, repeated: bool) -> 
         .one(&written, || format!("{key} at {position}{before}"))
 }
 
-async fn get(context: &Context, map: &Map, key: &str, when: &When) -> Outcome {
-    let look = |state: &MapState| {
-        let found = state.get(key.as_bytes())?;
-        Some((found, state.lease_of(key.as_bytes())))
-    };
-    let found = match when.position(map).await? {
-        Some(position) => look(&map.at(position).await?),
-        None => map.view().read(look).await?,
-    };
-    let Some((found, lease)) = found else {
-        return Err(Failure::new(
-            Code::NotFound,
-            format!("there is no key `{key}`"),
-        ));
-    };
-    let pair = Pair::of(key.as_bytes(), &found).bound_to(lease);
-    context
-        .output
-        .one(&pair, || String::from_utf8_lossy(&found.value).into_owned())
-}
-
-impl When {
-    /// The position to read as of; none for now.
-    async fn position(&self, map: &Map) -> Outcome<Option<Position>> {
-        if !self.stale {
-            return Ok(self.at.map(Position));
-        }
-        let log = map.view().log();
-        let settled = log.settled().await?.min(log.end().await?.counter);
-        Ok(settled.0.checked_sub(1).map(Position))
-    }
-}
-
 impl CasArgs {
     async fn run(self, context: &Context, map: &Map) -> Outcome {
         let expect = match (self.expect, self.expect_version) {
@@ -515,7 +508,7 @@ impl CasArgs {
                 found.map(|found| found.version),
             )?),
             Did::NoLease { lease } => Err(no_lease(context, &self.key, lease)?),
-            Did::Lives { .. } | Did::Ended { .. } => unreachable!("it writes a key"),
+            Did::Lives { .. } | Did::Ended { .. } | Did::Kept => unreachable!("it writes a key"),
         }
     }
 }
@@ -562,126 +555,4 @@ fn gone(code: Code, lease: Position) -> Failure {
         "there is no lease {lease} (any more), and nothing was changed; expected one that lives; try `milonga kv lease grant`"
     );
     Failure::new(code, text)
-}
-
-async fn scan(context: &Context, map: &Map, keys: Keys, limit: usize, when: &When) -> Outcome {
-    each(map, keys, limit, when, |pair| {
-        context.output.one(pair, || pair.text())
-    })
-    .await
-}
-
-/// Hands every pair on, page by page.
-async fn each(
-    map: &Map,
-    mut keys: Keys,
-    limit: usize,
-    when: &When,
-    print: impl Fn(&Pair) -> Outcome,
-) -> Outcome {
-    let state = match when.position(map).await? {
-        Some(position) => Some(map.at(position).await?),
-        None => None,
-    };
-    let mut left = limit;
-    while left > 0 {
-        let count = left.min(PAGE);
-        let look = |state: &MapState| {
-            let page = state.scan(&keys, count);
-            let leases = page.entries.iter().map(|(key, _)| state.lease_of(key));
-            let leases: Vec<_> = leases.collect();
-            (page, leases)
-        };
-        let (page, leases) = match &state {
-            Some(state) => look(state),
-            None => map.view().read(look).await?,
-        };
-        for ((key, found), lease) in page.entries.iter().zip(leases) {
-            print(&Pair::of(key, found).bound_to(lease))?;
-        }
-        left -= page.entries.len();
-        match page.entries.last() {
-            Some((last, _)) if page.more => keys = keys.after(last.clone()),
-            Some(_) | None => break,
-        }
-    }
-    Ok(())
-}
-
-async fn watch(context: &Context, map: &Map, keys: Keys, from: Position) -> Outcome {
-    let mut watch = map.watch(keys, from);
-    loop {
-        let Change {
-            position,
-            key,
-            value,
-        } = watch.next().await?;
-        let mut pair = Pair::new(&key, value.as_deref());
-        pair.position = Some(position.0);
-        context
-            .output
-            .one(&pair, || format!("{position}  {}", pair.text()))?;
-    }
-}
-
-/// Puts lines side by side, but never two of one key: the later one must win.
-async fn import(context: &Context, map: &Map, path: &Path) -> Outcome {
-    let file = File::open(path).map_err(|why| Failure::file(path, why))?;
-    let bar = progress(None, "keys");
-    let mut done = Imported {
-        keys: 0,
-        position: None,
-        passed_over: 0,
-    };
-    let mut keys = BTreeSet::new();
-    let mut batch: Vec<(Bytes, Bytes)> = vec![];
-    for (number, text) in (1..).zip(BufReader::new(file).lines()) {
-        let wrong =
-            |why: &dyn std::fmt::Display| Failure::file(path, format!("line {number}: {why}"));
-        let text = text.map_err(|why| wrong(&why))?;
-        if text.trim().is_empty() {
-            continue;
-        }
-        let pair: Pair = serde_json::from_str(&text).map_err(|why| wrong(&why))?;
-        let (key, value) = pair.bytes().map_err(|why| wrong(&why))?;
-        if pair.lease.is_some() {
-            done.passed_over += 1;
-            continue;
-        }
-        if key.len() > KEY_BYTES_MAX || key.len() + value.len() > ENTRY_BYTES_MAX {
-            let (key, value) = (key.len(), value.len());
-            return Err(wrong(&format!(
-                "a key of {key} and a value of {value} bytes; expected a key up to {KEY_BYTES_MAX}, and {ENTRY_BYTES_MAX} together"
-            )));
-        }
-        if batch.len() == IMPORTED || !keys.insert(key.clone()) {
-            done.put(map, &mut batch).await?;
-            keys = BTreeSet::from([key.clone()]);
-        }
-        batch.push((key, value));
-        bar.set_position(done.keys);
-    }
-    done.put(map, &mut batch).await?;
-    bar.finish_and_clear();
-    context.output.one(&done, || match done.passed_over {
-        0 => format!("{} keys imported", done.keys),
-        bound => format!(
-            "{} keys imported, {bound} passed over that were bound to a lease",
-            done.keys
-        ),
-    })
-}
-
-impl Imported {
-    async fn put(&mut self, map: &Map, batch: &mut Vec<(Bytes, Bytes)>) -> Outcome {
-        let puts = batch.drain(..).map(|(key, value)| map.put(key, value));
-        let positions = try_join_all(puts).await?;
-        self.keys += positions.len() as u64;
-        self.position = positions
-            .iter()
-            .map(|position| position.0)
-            .max()
-            .max(self.position);
-        Ok(())
-    }
 }

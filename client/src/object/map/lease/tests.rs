@@ -538,6 +538,7 @@ impl Model {
                     self.end(lease);
                 }
             }
+            Update::KeepInLog { .. } | Update::Moved { .. } => {}
         }
     }
 
@@ -564,6 +565,7 @@ impl Model {
         let keys: Keyed = page
             .map(|(key, found)| {
                 let lease = state.lease_of(&key);
+                let found = found.here().unwrap();
                 (key, (found.value, found.version, lease))
             })
             .collect();
