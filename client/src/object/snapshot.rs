@@ -10,16 +10,19 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use milonga_wire::limits::ENTRY_BYTES_MAX;
-use milonga_wire::{Position, Role, Span, StreamId};
+use milonga_wire::{Position, Refusal, Role, Span, StreamId};
 
 use super::codec::{self, Chunk, Manifest, Named, Record};
 use super::error::{PlayError, UpdateError};
 use super::hosted::{Hosted, Kind as ObjectKind};
-use super::image::{ImageReader, ImageWriter};
+use super::image::{ImageReader, ImageWriter, PART_BYTES};
 use super::keeping::Pinned;
 use crate::entry::Kind;
 use crate::log::Log;
+use crate::trouble::Unavailable;
 
+/// Bytes of a record of a part beside the part itself, at most.
+const CHUNK_HEAD_BYTES: usize = 64;
 /// Parts that are appended with one token.
 const APPENDED_AT_ONCE: usize = 4;
 /// Parts that are asked for with one read.
@@ -57,24 +60,14 @@ pub(crate) async fn write(
     image: ImageWriter,
     refers_to: Option<Position>,
 ) -> Result<Snapshot, UpdateError> {
-    let id = log.host().random.id();
     let (parts, bytes) = image.finish();
     let crc = crc_of(&parts);
-    let mut chunks = vec![];
-    let mut parts = (0..).zip(parts);
-    loop {
-        let some = parts.by_ref().take(APPENDED_AT_ONCE);
-        let records = some.map(|(number, part)| codec::chunk(Chunk { id, number }, &part));
-        let records: Result<Vec<Bytes>, _> = records.collect();
-        let records = records.map_err(UpdateError::too_large(
-            "a part of a snapshot",
-            ENTRY_BYTES_MAX,
-        ))?;
-        if records.is_empty() {
-            break;
-        }
-        chunks.extend(log.append_batch(&records, &[]).await?.positions);
-    }
+    let written = write_parts(log, &parts).await;
+    let (id, chunks) = match written.as_ref().err().and_then(room_in_a_record) {
+        // Units may be set to take less.
+        Some(room) => write_parts(log, &smaller(&parts, room)).await?,
+        None => written?,
+    };
     let stream = stream_of(&object);
     let manifest = Manifest {
         object,
@@ -99,6 +92,55 @@ pub(crate) async fn write(
         needs,
         bytes,
     })
+}
+
+async fn write_parts(log: &Log, parts: &[Bytes]) -> Result<([u8; 16], Vec<Position>), UpdateError> {
+    let id = log.host().random.id();
+    let mut chunks = vec![];
+    let mut numbered = (0..).zip(parts);
+    loop {
+        let some = numbered.by_ref().take(APPENDED_AT_ONCE);
+        let records = some.map(|(number, part)| codec::chunk(Chunk { id, number }, part));
+        let records: Result<Vec<Bytes>, _> = records.collect();
+        let records = records.map_err(UpdateError::too_large(
+            "a part of a snapshot",
+            ENTRY_BYTES_MAX,
+        ))?;
+        if records.is_empty() {
+            return Ok((id, chunks));
+        }
+        chunks.extend(log.append_batch(&records, &[]).await?.positions);
+    }
+}
+
+/// How much of a part fits a record, if it was not written because that is less than one.
+fn room_in_a_record(error: &UpdateError) -> Option<usize> {
+    match error {
+        UpdateError::NotAppended {
+            why:
+                Unavailable::Refused {
+                    refusal: Refusal::TooLarge { limit, .. },
+                    ..
+                },
+        } => {
+            let limit = usize::try_from(*limit).ok()?;
+            let room = limit.checked_sub(CHUNK_HEAD_BYTES)?;
+            (1..PART_BYTES).contains(&room).then_some(room)
+        }
+        UpdateError::NotAppended { .. }
+        | UpdateError::TooLarge { .. }
+        | UpdateError::TooMany { .. }
+        | UpdateError::Unknown { .. } => None,
+    }
+}
+
+fn smaller(parts: &[Bytes], room: usize) -> Vec<Bytes> {
+    let cut = |part: &Bytes| {
+        let part = part.clone();
+        let starts = (0..part.len()).step_by(room);
+        starts.map(move |start| part.slice(start..part.len().min(start + room)))
+    };
+    parts.iter().flat_map(cut).collect()
 }
 
 fn crc_of(parts: &[Bytes]) -> u32 {

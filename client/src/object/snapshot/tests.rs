@@ -1,7 +1,7 @@
 //! Snapshots, on a cluster in memory.
 
 use bytes::Bytes;
-use milonga_wire::{Position, Role, StreamId};
+use milonga_wire::{Position, Refusal, Request, Role, StreamId, UnitRequest};
 
 use super::{manifests, stream_of, write};
 use crate::object::codec;
@@ -11,7 +11,7 @@ use crate::object::map::Update;
 use crate::object::second_index_tests::Count;
 use crate::object::transact::tests::{move_one, process, text, value};
 use crate::object::{Keys, Objects, Once, PlayError, Writes};
-use crate::testing::Cluster;
+use crate::testing::{Cluster, Fault};
 
 /// A snapshot and what follows it is the same as the whole history: for who starts from it, with and without a trim, and for the
 /// table of idempotency keys.
@@ -180,6 +180,36 @@ async fn a_snapshot_that_is_not_what_its_manifest_says_is_passed_over() {
     log.append(record, &[stream]).await.unwrap();
     let (_, [late]) = process(&cluster, ["a"]);
     assert_eq!(value(&late, "k").await, 2);
+}
+
+/// Units that take smaller records than others get smaller parts.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_is_cut_as_small_as_units_want_it() {
+    let cluster = Cluster::new(2, 2, 3);
+    let (_, [map]) = process(&cluster, ["a"]);
+    for key in 0..20 {
+        map.put(key.to_string(), vec![b'v'; 900]).await.unwrap();
+    }
+    let limit = 1_000;
+    cluster.rule(move |_, request| match request {
+        Request::Unit(UnitRequest::Write { pieces, .. }) => {
+            let mut lengths = pieces.iter().flat_map(|piece| &piece.lengths);
+            let large = lengths.find(|length| **length > limit)?;
+            let refusal = Refusal::too_large("bytes in a record", *large as usize, limit);
+            Some(Fault::Refuse(refusal))
+        }
+        _ => None,
+    });
+    let snapshot = map.view().snapshot().await.unwrap();
+    assert!(snapshot.bytes > 18_000);
+    cluster
+        .client(Role::Control)
+        .trim(snapshot.needs)
+        .await
+        .unwrap();
+    let (_, [late]) = process(&cluster, ["a"]);
+    let all = late.scan(&Keys::all(), 99).await.unwrap().entries;
+    assert_eq!(all.len(), 20);
 }
 
 /// A reader that stood still while what it had not played was trimmed loads a snapshot and goes on.
