@@ -97,6 +97,16 @@ impl Log {
     /// What each of `positions` holds, in order: they rise, and all lie below a confirmed end. As few calls as the units'
     /// answers have room for, all chains at once; what is not whole everywhere is settled one by one.
     pub(crate) async fn read_each(&self, positions: &[Position]) -> Result<Vec<Entry>, ReadError> {
+        self.read_first(positions, usize::MAX).await
+    }
+
+    /// The same of the first of `positions`, at least one: as many as are brought by the call after which there are `bytes_enough` of
+    /// payload.
+    pub(crate) async fn read_first(
+        &self,
+        positions: &[Position],
+        bytes_enough: usize,
+    ) -> Result<Vec<Entry>, ReadError> {
         let mut patience = self.patience();
         let mut entries: BTreeMap<Position, Entry> = BTreeMap::new();
         let mut rest: Vec<Position> = positions.to_vec();
@@ -123,10 +133,15 @@ impl Log {
                 entries.insert(*first, self.read(*first).await?);
                 rest.remove(0);
             }
+            let payloads = entries.values().filter_map(Entry::payload);
+            let is_enough = payloads.map(|it| it.len()).sum::<usize>() >= bytes_enough;
+            if is_enough && rest.first() != positions.first() {
+                break;
+            }
         }
         let wanted = positions.iter();
         Ok(wanted
-            .filter_map(|position| entries.remove(position))
+            .map_while(|position| entries.remove(position))
             .collect())
     }
 

@@ -28,13 +28,17 @@ use crate::read::ReadError;
 const ASKED: u32 = if cfg!(test) { 3 } else { 4_096 };
 const _: () = assert!(ASKED as usize <= READ_ANSWERS_MAX);
 
+/// Bytes of records after which a batch ends.
+const ENOUGH: usize = if cfg!(test) { 4 } else { 16 << 20 };
+
 /// A position at or above all that is brought, and what of the stream lies before it.
 pub(super) struct Top {
     pub(super) position: Position,
     pub(super) before: Before,
 }
 
-/// Everything of `stream` from `at` on that comes before the end of the batch, in order, and where the next one starts.
+/// Everything of `stream` from `at` on that comes before the end of the batch, in order, and where the next one starts. How much is in
+/// memory for it does not depend on how large the stream is.
 /// Nothing lies above `top`.
 pub(super) async fn batch(
     log: &Log,
@@ -42,7 +46,7 @@ pub(super) async fn batch(
     at: Position,
     top: &Top,
 ) -> Result<(Vec<Entry>, Position), ReadError> {
-    let (positions, upto) = match &top.before {
+    let (positions, mut upto) = match &top.before {
         // All that is new is named: it is read with whatever else is.
         Before::Known(named) if reaches(named, at) => (vec![], top.position),
         Before::Known(_) | Before::Unknown => {
@@ -56,7 +60,10 @@ pub(super) async fn batch(
             }
         }
     };
-    let entries = log.read_each(&positions).await?;
+    let entries = log.read_first(&positions, ENOUGH).await?;
+    if entries.len() < positions.len() {
+        upto = entries.last().map_or(upto, |last| last.position.next());
+    }
     let mut proof = Proof::new(stream, at);
     for entry in entries {
         proof.take(entry);
