@@ -134,7 +134,7 @@ impl Log {
                 rest.remove(0);
             }
             let payloads = entries.values().filter_map(Entry::payload);
-            let is_enough = payloads.map(|it| it.len()).sum::<usize>() >= bytes_enough;
+            let is_enough = payloads.map(bytes::Bytes::len).sum::<usize>() >= bytes_enough;
             if is_enough && rest.first() != positions.first() {
                 break;
             }

@@ -278,6 +278,11 @@ impl Commit {
         written.all(|object| object == only).then_some(only)
     }
 
+    /// Whether everybody who plays what it writes can decide it.
+    pub(crate) fn needs_no_decision(&self) -> bool {
+        self.decided_by().is_empty() || self.alone().is_some()
+    }
+
     /// Whether it goes back to what need not be there any more where it lies.
     pub(crate) fn is_late(&self, position: Position) -> bool {
         self.writes.iter().any(|write| match write.change {

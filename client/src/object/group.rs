@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use milonga_host::{BoxFuture, Moment};
+use milonga_wire::limits::ENTRY_BYTES_MAX;
 use milonga_wire::{Position, Session, Span, StreamId, Term};
 
 use super::codec::{Commit, Decision, Named, Record, decision};
-use super::error::PlayError;
+use super::error::{PlayError, UpdateError};
 use super::hosted::{Hosted, Kind};
 use super::playback::Playback;
 use super::snapshot;
@@ -326,9 +327,19 @@ pub(crate) fn commit_in(entry: &Entry) -> Option<Commit> {
 
 /// Tells what became of a transaction, in all the streams that it writes. If that fails, others decide it again.
 pub(crate) async fn tell(log: &Log, streams: &[StreamId], found: Decision) {
-    if let Ok(record) = decision(found)
-        && let Err(error) = log.append(record, streams).await
-    {
+    if let Err(error) = told(log, streams, found).await {
         tracing::debug!(%error, "a decision could not be told");
     }
+}
+
+/// The same, and it has to be.
+pub(crate) async fn told(
+    log: &Log,
+    streams: &[StreamId],
+    found: Decision,
+) -> Result<(), UpdateError> {
+    let record = decision(found);
+    let record = record.map_err(UpdateError::too_large("a decision", ENTRY_BYTES_MAX))?;
+    log.append(record, streams).await?;
+    Ok(())
 }

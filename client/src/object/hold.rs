@@ -4,6 +4,7 @@ use milonga_wire::Position;
 
 use super::codec::Named;
 use super::error::PlayError;
+use super::group::told;
 use super::hosted::{Fed, Hosted, Kind, Stopped};
 use super::objects::Objects;
 use super::snapshot::{self, Snapshot};
@@ -61,16 +62,21 @@ impl Hold {
     /// Writes a snapshot of it into the log, as of now.
     pub(crate) async fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
         self.sync().await?;
-        let (as_of, image, refers_to, fed) = {
+        let (as_of, image, refers_to, fed, untold) = {
             let world = self.objects.world();
             let image = world.image(&self.object)?;
             let object = world.object(&self.object);
             let behind = object.map_or(Position::FIRST, |object| world.behind(object));
             let refers_to = object.and_then(Hosted::refers_to);
             let fed = object.map(Hosted::fed).unwrap_or_default();
-            (behind, image, refers_to, fed)
+            let untold = world.untold(self.object.stream, behind);
+            (behind, image, refers_to, fed, untold)
         };
         let (log, object) = (self.objects.log(), self.object.clone());
+        // R5.
+        for (streams, decision) in untold {
+            told(log, &streams, decision).await?;
+        }
         let written = snapshot::write(log, object, as_of, false, image, refers_to).await?;
         if let Some(object) = self.objects.world().object_mut(&self.object) {
             object.is_kept(fed);

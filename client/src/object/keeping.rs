@@ -12,6 +12,7 @@
 //! - R3 A snapshot to go back to is needed until a later one is as of a position at which nobody may go back to it any more.
 //! - R4 Who plays an object on from its newest snapshot may have to decide transactions that it takes part in, and replays what
 //!   they checked for that. So it needs of every other object a snapshot as of no later position, or that object's start.
+//! - R5 What became of a transaction below a snapshot was told before that, so nobody who replays what lies below it has to decide it.
 //!
 //! The same object knows at what time the log was how long, if it was asked to: whoever does the work notes it now and then.
 

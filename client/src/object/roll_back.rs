@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use milonga_host::Moment;
 use milonga_wire::Position;
 
 use super::codec::{Conflict, Named, Verdict};
@@ -20,7 +21,7 @@ use super::transaction::Writes;
 use super::{Keeping, Objects};
 
 /// For how long what was written is kept by a process that may have died.
-const PINNED: Duration = Duration::from_secs(600);
+const PINNED: Duration = Duration::from_secs(3_600);
 
 /// Why objects were not taken back.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -57,7 +58,7 @@ pub enum RollBackError {
         why: PlayError,
     },
     /// Definite: it came too long after what it goes back to was written. Nothing was done; try again.
-    #[error("the log grew too fast meanwhile; nothing was done; try again")]
+    #[error("it took too long, or the log grew too fast meanwhile; nothing was done; try again")]
     Late,
 }
 
@@ -118,8 +119,9 @@ impl Objects {
         // Whoever trims without knowing of this pin goes no further than where the log ended then, which is below all that follows.
         let end = self.log().end().await.map_err(PlayError::from)?.counter;
         let keeping = Keeping::open(self);
+        let began = self.log().host().clock.now();
         let pin = keeping.pin(end, PINNED).await?;
-        let result = Box::pin(self.roll_all_back(&all, to)).await;
+        let result = Box::pin(self.roll_all_back(&all, to, began)).await;
         if let Err(error) = keeping.unpin(pin).await {
             tracing::debug!(%error, "a pin is left to end by itself");
         }
@@ -130,6 +132,7 @@ impl Objects {
         &self,
         all: &[(Named, Kind)],
         to: Position,
+        began: Moment,
     ) -> Result<Position, RollBackError> {
         let images = self.images_at(all, to).await?;
         let hold = |(object, kind): &(Named, Kind)| Hold::new(self, object.clone(), *kind);
@@ -140,6 +143,10 @@ impl Objects {
             let (log, as_of) = (self.log(), to.next());
             let written = snapshot::write(log, object, as_of, true, image, refers_to).await?;
             writes.reset(hold.object(), written.manifest);
+        }
+        // After that somebody may have ended the pin before the snapshots could be found.
+        if self.log().host().clock.now().since(began) > PINNED / 2 {
+            return Err(RollBackError::Late);
         }
         let committed = Box::pin(self.transaction().commit(writes)).await;
         let (position, verdict) = committed?;

@@ -14,10 +14,9 @@ use milonga_wire::{Position, Refusal, Role, Span, StreamId};
 
 use super::codec::{self, Chunk, Manifest, Named, Record};
 use super::error::{PlayError, UpdateError};
-use super::hosted::{Hosted, Kind as ObjectKind};
+use super::hosted::{Hosted, Kind};
 use super::image::{ImageReader, ImageWriter, PART_BYTES};
 use super::keeping::Pinned;
-use crate::entry::Kind;
 use crate::log::Log;
 use crate::trouble::Unavailable;
 
@@ -154,7 +153,7 @@ fn crc_of(parts: &[Bytes]) -> u32 {
 pub(crate) async fn newest(
     log: &Log,
     stream: StreamId,
-    kind: ObjectKind,
+    kind: Kind,
     limit: Position,
 ) -> Result<Option<Box<dyn Hosted>>, PlayError> {
     let object = Named {
@@ -248,11 +247,6 @@ async fn read(
     manifest: &Manifest,
     mut pinned: Option<&mut Pinned>,
 ) -> Result<Option<ImageReader>, PlayError> {
-    if let Some(position) = manifest.refers_to
-        && matches!(log.read(position).await?.kind, Kind::Trimmed)
-    {
-        return Ok(None);
-    }
     let rises = manifest.chunks.windows(2).all(|pair| pair[0] < pair[1]);
     let batch = if rises { READ_AT_ONCE } else { 1 };
     let mut parts = vec![];

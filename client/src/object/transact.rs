@@ -192,8 +192,8 @@ impl Transact {
         let host = self.objects.log().host().clone();
         let began = host.clock.now();
         let mut pause = PAUSES.0;
-        let mut values = Values::default();
         for attempts in 1.. {
+            let mut values = Values::default();
             let synced = match self.isolation {
                 Isolation::Serializable | Isolation::Snapshot => {
                     self.objects.sync().await.map(drop)
@@ -433,8 +433,12 @@ impl Values {
     async fn fetch(&mut self, objects: &Objects) -> Result<(), PlayError> {
         let wanted = std::mem::take(&mut self.wanted);
         let here = self.here.values().map(|value| value.len() as u64);
-        let more = wanted.iter().map(|(_, stored)| u64::from(stored.bytes));
-        let (asked, limit) = (here.chain(more).sum(), objects.cache().bytes_max());
+        let more: BTreeMap<Digest, u64> = wanted
+            .iter()
+            .map(|(_, stored)| (stored.digest, u64::from(stored.bytes)))
+            .collect();
+        let asked = here.chain(more.into_values()).sum();
+        let limit = objects.cache().bytes_max();
         if asked > limit {
             return Err(PlayError::TooMuch { asked, limit });
         }

@@ -23,6 +23,8 @@ pub(crate) struct World {
     hosted: BTreeMap<StreamId, Vec<Box<dyn Hosted>>>,
     /// Decisions of transactions further on, by those who could decide them.
     decisions: BTreeMap<Position, Verdict>,
+    /// What became of transactions that others may not be able to decide, as decided here: none has told it yet.
+    untold: BTreeMap<Position, (Vec<StreamId>, Verdict)>,
     /// Snapshots that transactions further on go back to, by the position of their manifests and in the order of [`World::hosted`].
     images: BTreeMap<Position, ImageReader>,
     /// What became of this client's transactions.
@@ -50,6 +52,7 @@ impl World {
             session,
             hosted: BTreeMap::new(),
             decisions: BTreeMap::new(),
+            untold: BTreeMap::new(),
             images: BTreeMap::new(),
             commits: Waiting::default(),
             applied: None,
@@ -81,6 +84,7 @@ impl World {
                 self.insert(stream, object);
             }
         }
+        self.untold.extend(other.untold);
         self.applied = self.applied.max(other.applied);
         self.played = self.played.max(other.played);
     }
@@ -193,7 +197,7 @@ impl World {
             }),
             Ok(Record::Commit(commit)) => self.commit(position, mine, links, &commit)?,
             // It is looked for ahead, by those who cannot decide themselves.
-            Ok(Record::Decision(_)) => {}
+            Ok(Record::Decision(decision)) => drop(self.untold.remove(&decision.of)),
             Ok(Record::Chunk(..) | Record::Manifest(_) | Record::Value(_)) => {
                 self.each(links, position, |object| {
                     let why = super::OperationError::malformed("a part of a snapshot, or a value");
@@ -243,6 +247,21 @@ impl World {
         }
     }
 
+    /// What nobody has told of transactions that `stream` holds below `as_of`.
+    pub(crate) fn untold(
+        &self,
+        stream: StreamId,
+        as_of: Position,
+    ) -> Vec<(Vec<StreamId>, Decision)> {
+        let below = self.untold.range(..as_of);
+        let own = below.filter(|(_, (streams, _))| streams.contains(&stream));
+        own.map(|(of, (streams, verdict))| {
+            let (of, verdict) = (*of, verdict.clone());
+            (streams.clone(), Decision { of, verdict })
+        })
+        .collect()
+    }
+
     pub(crate) fn knows(&self, of: Position) -> bool {
         self.decisions.contains_key(&of)
     }
@@ -283,7 +302,14 @@ impl World {
         commit: &Commit,
     ) -> Result<(), Lacking> {
         let verdict = match self.decide(position, commit) {
-            Some(verdict) => verdict,
+            Some(verdict) => {
+                let is_told = commit.needs_no_decision() || self.knows(position);
+                if !is_told && self.concerned(position, links).is_some() {
+                    let streams = links.iter().map(|link| link.stream).collect();
+                    self.untold.insert(position, (streams, verdict.clone()));
+                }
+                verdict
+            }
             None => match (
                 self.decisions.get(&position),
                 self.concerned(position, links),

@@ -29,6 +29,8 @@ const SAMPLE: u64 = 16;
 /// An object is looked at again once the log has grown by this part of the updates after which it gets a snapshot: one record
 /// may hold several.
 const LOOKS: u64 = 16;
+/// Of what is kept this part is looked through for values that are copied forward together with those that are in the way.
+const FORWARD: u64 = 4;
 /// Bytes of the largest snapshot that a keeper takes care of unless it is told otherwise.
 pub const MEMORY: u64 = 256 << 20;
 
@@ -180,7 +182,7 @@ impl Keeper {
         let (end, bytes) = self.length;
         let mut is_any_in_the_way = false;
         for own in self.keeping.objects().await? {
-            let is_in_the_way = own.from < to;
+            let is_in_the_way = own.is_in_the_way(to, end);
             let looked = self.looked.get(&own.object).copied();
             let (then, before) = if let Some(looked) = looked {
                 looked
@@ -228,7 +230,7 @@ impl Keeper {
         to: Position,
         every: Every,
     ) -> Result<(), KeepError> {
-        let is_in_the_way = own.from < to;
+        let is_in_the_way = own.is_in_the_way(to, self.length.0);
         hold.sync().await?;
         let fed = hold.fed();
         if !is_in_the_way && fed.updates < every.updates && fed.bytes < every.bytes {
@@ -245,6 +247,9 @@ impl Keeper {
         let newest = newest.values().filter(|it| !it.is_past).map(|it| it.as_of);
         if newest.max() <= own.newest.as_ref().map(|newest| newest.as_of) {
             if is_in_the_way && own.object.kind == MapState::KIND {
+                // Some more than what is to go now, or the next look would find the next few.
+                let more = self.length.0.since(to) / FORWARD;
+                let to = to.plus(more);
                 in_log::bring_forward(hold.objects(), own.object.stream, to).await?;
             }
             let written = hold.snapshot().await?;

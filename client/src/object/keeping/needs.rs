@@ -68,6 +68,9 @@ pub(super) struct Own {
     bases: Vec<Base>,
     /// From here on it needs the log.
     pub(super) from: Position,
+    /// The same but for what may be gone back to, which no other snapshot makes needless before the log is that long.
+    rests_on: Position,
+    back_until: Option<Position>,
 }
 
 /// What an object can be played on from.
@@ -77,9 +80,17 @@ struct Base {
     as_of: Position,
     /// What has to stay in the log for it: from here on.
     needs: Position,
+    /// With what may be gone back to from there on (R3).
+    with_back: Position,
 }
 
 impl Own {
+    /// Whether another snapshot lets more of what lies below `to` go.
+    pub(super) fn is_in_the_way(&self, to: Position, end: Position) -> bool {
+        let is_over = self.back_until.is_some_and(|until| until < end);
+        self.rests_on < to || self.from < to && is_over
+    }
+
     /// Everything below is in its newest snapshot, or lies before its start.
     pub(super) fn as_of(&self) -> Position {
         self.bases.last().map_or(Position::FIRST, |base| base.as_of)
@@ -95,12 +106,15 @@ impl Own {
 /// R4: whoever plays an object on from its newest snapshot may have to decide what it takes part in.
 fn meet_each_other(objects: &mut [Own]) {
     let needs = |own: &Own| {
-        let of_each = objects.iter().map(|it| it.base_at(own.as_of()).needs);
-        of_each.min().unwrap_or(own.from)
+        let later = objects.iter().filter(|it| it.as_of() > own.as_of());
+        let bases = later.map(|it| it.base_at(own.as_of()));
+        bases.fold((own.from, own.rests_on), |(from, rests_on), base| {
+            (from.min(base.with_back), rests_on.min(base.needs))
+        })
     };
-    let all: Vec<Position> = objects.iter().map(needs).collect();
-    for (own, from) in objects.iter_mut().zip(all) {
-        own.from = from;
+    let all: Vec<(Position, Position)> = objects.iter().map(needs).collect();
+    for (own, (from, rests_on)) in objects.iter_mut().zip(all) {
+        (own.from, own.rests_on) = (from, rests_on);
     }
 }
 
@@ -181,15 +195,20 @@ async fn look(
     object: &Named,
     since: Option<Position>,
 ) -> Result<Option<Own>, PlayError> {
+    let manifests = snapshot::manifests(log, object).await?;
+    let (past, usable): (Vec<_>, Vec<_>) = manifests.iter().partition(|(_, it)| it.is_past);
+    let newest = usable.iter().map(|(_, it)| *it);
+    let newest = newest.max_by_key(|it| it.as_of).cloned();
     let start = match since {
         Some(since) => Some(since),
         None => first_of(log, object.stream).await?,
     };
-    let manifests = snapshot::manifests(log, object).await?;
-    let (past, usable): (Vec<_>, Vec<_>) = manifests.iter().partition(|(_, it)| it.is_past);
-    let start = start.into_iter().map(|start| (start, start));
+    // What is left may begin behind a snapshot: then that is the start.
+    let is_start = |start: &Position| usable.iter().all(|(_, it)| *start < it.as_of);
+    let start = start.filter(is_start).map(|start| (start, start));
     let bases = usable.iter().map(|(_, it)| (it.as_of, it.needs()));
     let mut bases: Vec<Base> = start
+        .into_iter()
         .chain(bases)
         .map(|(as_of, needs)| {
             // R3.
@@ -197,19 +216,25 @@ async fn look(
                 .iter()
                 .filter(|(position, _)| as_of <= position.plus(BACK_WITHIN));
             let back = back.map(|(_, it)| it.needs()).min();
-            let needs = back.map_or(needs, |back| back.min(needs));
-            Base { as_of, needs }
+            let with_back = back.map_or(needs, |back| back.min(needs));
+            Base {
+                as_of,
+                needs,
+                with_back,
+            }
         })
         .collect();
     bases.sort_unstable();
-    let newest = usable.into_iter().map(|(_, it)| it);
-    let newest = newest.max_by_key(|it| it.as_of).cloned();
+    let back_until = past.iter().map(|(position, _)| position.plus(BACK_WITHIN));
+    let back_until = back_until.max();
     Ok(bases.last().copied().map(|last| Own {
         name: name.to_owned(),
         object: object.clone(),
         newest,
         bases,
-        from: last.needs,
+        from: last.with_back,
+        rests_on: last.needs,
+        back_until,
     }))
 }
 

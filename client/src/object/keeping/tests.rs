@@ -107,11 +107,8 @@ async fn nothing_is_trimmed_that_somebody_needs() {
     let directory = objects.host::<DirectoryState>(stream);
     map.view().sync().await.unwrap();
     directory.snapshot().await.unwrap();
-    // Since the map may have to be replayed to decide what happens to it.
     let kept = keeping.trim(end).await.unwrap();
-    assert_eq!(trimmed(&kept), (5, "object directory".to_owned()));
-    let needs = keeping.needs().await.unwrap();
-    assert_eq!(needs[1].what, "object m");
+    assert_eq!(trimmed(&kept), (5, "object m".to_owned()));
 
     let snapshot = map.view().snapshot().await.unwrap();
     let cursors = Cursors::open(&objects);
@@ -131,6 +128,62 @@ async fn nothing_is_trimmed_that_somebody_needs() {
     let late = Objects::new(&cluster.client(Role::Writer));
     let again = Map::open(&late, "m").await.unwrap();
     assert_eq!(again.get(b"k").await.unwrap().unwrap().value, "9");
+
+    // What is left of the directory's records begins behind its snapshot now, which is needed all the same.
+    Map::open(&late, "n").await.unwrap();
+    let end = log.end().await.unwrap().counter;
+    let kept = keeping.trim(end).await.unwrap();
+    assert_eq!(trimmed(&kept).1, "object directory");
+    let late = Objects::new(&cluster.client(Role::Reader));
+    assert!(Map::find(&late, "m").await.unwrap().is_some());
+}
+
+/// R5: what was told before a snapshot need not be decided again by who replays what lies below it.
+#[tokio::test(start_paused = true)]
+async fn who_decides_finds_what_was_decided_below_a_snapshot() {
+    let cluster = Cluster::new(2, 2, 3);
+    let objects = Objects::new(&cluster.client(Role::Control));
+    let maps = ["a", "x", "y"].map(|name| Map::open(&objects, name));
+    let [a, x, y] = futures_util::future::join_all(maps)
+        .await
+        .try_into()
+        .ok()
+        .unwrap();
+    let [a, x, y]: [Map; 3] = [a.unwrap(), x.unwrap(), y.unwrap()];
+    for map in [&a, &x, &y] {
+        map.put("k", "1").await.unwrap();
+    }
+    let stream = StreamId::of_name(DirectoryState::KIND);
+    let directory = objects.host::<DirectoryState>(stream);
+    for map in [&y, &x] {
+        objects.sync().await.unwrap();
+        map.view().snapshot().await.unwrap();
+    }
+    let copy = async |from: &Map, to: &Map| {
+        append_untold(&objects, |txn| {
+            let value = txn.get(from, b"k").unwrap().unwrap();
+            txn.put(to, "k", value);
+        })
+        .await
+    };
+    y.put("k", "2").await.unwrap();
+    copy(&y, &x).await;
+    y.put("k", "3").await.unwrap();
+    for _ in 0..2 {
+        y.view().snapshot().await.unwrap();
+        directory.snapshot().await.unwrap();
+        a.view().snapshot().await.unwrap();
+        y.put("other", "1").await.unwrap();
+    }
+    let last = copy(&x, &a).await;
+    x.put("k", "4").await.unwrap();
+    x.view().snapshot().await.unwrap();
+    let end = objects.log().end().await.unwrap().counter;
+    let kept = Keeping::open(&objects).trim(end).await.unwrap();
+    assert!(kept.trimmed < last, "{kept:?}");
+    let late = Objects::new(&cluster.client(Role::Reader));
+    let again = Map::open(&late, "a").await.unwrap();
+    assert_eq!(value(&again, "k").await, 2);
 }
 
 /// R4: what a transaction had checked stays for as long as somebody may have to decide it in its writer's place. Who comes to it

@@ -9,6 +9,13 @@ use super::value::Digest;
 /// Bytes of values that are held unless something else is asked for.
 pub(crate) const HELD_BYTES: u64 = 64 << 20;
 
+/// What one costs beside its bytes, about.
+const BESIDE: u64 = 200;
+
+fn cost(value: &Bytes) -> u64 {
+    value.len() as u64 + BESIDE
+}
+
 /// By what they are, wherever they are.
 pub(crate) struct Cache {
     bytes_max: u64,
@@ -61,7 +68,7 @@ impl Cache {
             return;
         }
         self.clock += 1;
-        self.bytes += value.len() as u64;
+        self.bytes += cost(&value);
         self.used.insert(self.clock, digest);
         self.values.insert(digest, (value, self.clock));
         self.shrink();
@@ -72,7 +79,7 @@ impl Cache {
             && let Some((_, digest)) = self.used.pop_first()
             && let Some((value, _)) = self.values.remove(&digest)
         {
-            self.bytes -= value.len() as u64;
+            self.bytes -= cost(&value);
         }
     }
 }
@@ -84,7 +91,7 @@ mod tests {
     #[test]
     fn what_was_not_used_for_longest_goes_first_and_the_bound_holds() {
         let mut cache = Cache::default();
-        cache.limit(30);
+        cache.limit(3 * (10 + BESIDE));
         let value = Bytes::from_static(&[0; 10]);
         for number in 0..3 {
             cache.put([number; 32], value.clone());
@@ -99,8 +106,11 @@ mod tests {
                 .map(|digest| digest[0])
                 .collect::<Vec<_>>()
         };
-        assert_eq!((held(&cache), cache.bytes), (vec![0, 2, 3], 30));
-        cache.put([4; 32], Bytes::from_static(&[0; 31]));
+        assert_eq!(
+            (held(&cache), cache.bytes),
+            (vec![0, 2, 3], cache.bytes_max)
+        );
+        cache.put([4; 32], Bytes::from_static(&[0; 1_000]));
         assert_eq!((held(&cache), cache.bytes), (vec![], 0));
         cache.put([5; 32], value);
         cache.limit(0);

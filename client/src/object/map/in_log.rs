@@ -24,6 +24,11 @@ const AT_ONCE_BYTES: u64 = 4 << 20;
 /// Values that are fetched, or brought forward, at once.
 const AT_ONCE: usize = 1_000;
 
+/// Bytes of keys whose values are brought forward at once: one update names them.
+const KEYS_BYTES: usize = 64 << 10;
+/// Bytes of two positions beside a key, about.
+const PLACES_BYTES: usize = 24;
+
 /// A value that is wanted.
 pub(crate) type Wanted = (Bytes, Stored);
 
@@ -215,11 +220,12 @@ pub(in crate::object) async fn bring_forward(
 
 fn some_below(state: &MapState, to: Position, after: Option<&Bytes>) -> Vec<Wanted> {
     let all = state.stored_below(to, after).take(AT_ONCE);
-    let mut bytes = 0;
-    all.take_while(|(_, stored)| {
-        let is_first = bytes == 0;
-        bytes += u64::from(stored.bytes);
-        is_first || bytes <= AT_ONCE_BYTES
+    let (mut values, mut keys) = (0, 0);
+    all.take_while(|(key, stored)| {
+        let is_first = keys == 0;
+        values += u64::from(stored.bytes);
+        keys += key.len() + PLACES_BYTES;
+        is_first || values <= AT_ONCE_BYTES && keys <= KEYS_BYTES
     })
     .collect()
 }

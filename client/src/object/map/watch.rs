@@ -125,7 +125,8 @@ impl Watch {
     /// The next change. Waits for as long as it takes.
     ///
     /// # Errors
-    /// [`PlayError`]. The watch stays where it is: after [`PlayError::Unavailable`], call again and nothing is missed.
+    /// [`PlayError`]. The watch stays where it is: after [`PlayError::Unavailable`], call again and nothing is missed. After
+    /// [`PlayError::Gone`] the next call goes on behind a change whose value, which was gone back to, is not there any more.
     pub async fn next(&mut self) -> Result<Change, PlayError> {
         loop {
             if let Some(change) = self.next_ready().await? {
@@ -157,19 +158,18 @@ impl Watch {
             };
             if let Some((position, key, value)) = next {
                 let value = match value {
-                    Some(Value::Here(value)) => Some(value),
-                    None => None,
+                    Some(Value::Here(value)) => Ok(Some(value)),
+                    None => Ok(None),
                     // It was gone back to, by a record that holds no values.
-                    Some(value @ Value::InLog(_)) => {
-                        let version = position;
-                        let held = Held { value, version };
-                        let fetched = Map::of(view.clone()).fetch_one(&key, Some(held)).await?;
-                        fetched.map(|found| found.value)
-                    }
+                    Some(value @ Value::InLog(_)) => fetched(view, &key, position, value).await,
                 };
                 if let Some(cell) = locked(&group.world).cell_mut::<Watched>(stream) {
-                    cell.state.changes.pop_front();
+                    let is_told = matches!(value, Ok(_) | Err(PlayError::Gone(_)));
+                    if is_told {
+                        cell.state.changes.pop_front();
+                    }
                 }
+                let value = value?;
                 return Ok(Some(Change {
                     position,
                     key,
@@ -202,6 +202,28 @@ impl Watch {
             group.play_some().await?;
         }
     }
+}
+
+/// A value that stays in the log, where it was or where the map has it by now.
+async fn fetched(
+    view: &View<MapState>,
+    key: &[u8],
+    version: Position,
+    value: Value,
+) -> Result<Option<Bytes>, PlayError> {
+    let map = Map::of(view.clone());
+    let held = Held { value, version };
+    let found = match map.fetch_one(key, Some(held)).await {
+        Err(PlayError::Gone(position)) => {
+            let now = map.view().read(|state| state.get(key)).await?;
+            match now.filter(|now| now.version == version) {
+                Some(now) => map.fetch_one(key, Some(now)).await?,
+                None => return Err(PlayError::Gone(position)),
+            }
+        }
+        found => found?,
+    };
+    Ok(found.map(|found| found.value))
 }
 
 /// The map before `from`: a copy of the one that is played if that stands below, else what a snapshot or the log's start has.
