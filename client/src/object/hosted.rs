@@ -269,7 +269,8 @@ impl<O: Object> Hosted for Cell<O> {
         match (part, O::part(&update)) {
             (Part::Key(one), Part::Key(other)) => *one == other,
             (Part::Keys(keys), Part::Key(key)) => keys.contains(&key),
-            (Part::Whole, _) | (_, Part::Whole | Part::Keys(_)) => true,
+            (Part::Whole, _) | (_, Part::Whole) => true,
+            (_, Part::Keys(keys)) => keys.bounds().is_some(),
             // Which keys went with a lease cannot be told any more.
             (Part::Lease(_), _) | (_, Part::Lease(_)) => false,
         }

@@ -311,6 +311,32 @@ async fn values_are_brought_forward_before_what_lies_around_them_is_trimmed() {
     assert_eq!(value_of(&again, "k").await, Some(long("1")));
 }
 
+/// However long keys are, what says where their values are by now fits a record.
+#[tokio::test(start_paused = true)]
+async fn values_of_long_keys_are_brought_forward_too() {
+    let cluster = Cluster::new(2, 2, 3);
+    let (objects, [map]) = process(&cluster, ["m"]);
+    map.keep_in_log(Some(1_000)).await.unwrap();
+    for number in 0..20_u8 {
+        let key = vec![b'a' + number; 60 << 10];
+        map.put(key, long("1")).await.unwrap();
+    }
+    map.view().sync().await.unwrap();
+    let end = objects.log().end().await.unwrap().counter;
+    bring_forward(&objects, map.view().stream(), end)
+        .await
+        .unwrap();
+    let lowest = map.view().read(Object::refers_to).await.unwrap();
+    assert!(lowest.unwrap() >= end);
+    cluster.client(Role::Control).trim(end).await.unwrap();
+    let page = map.scan(&Keys::all(), 99).await.unwrap();
+    assert!(
+        page.entries
+            .iter()
+            .all(|(_, found)| found.value == long("1"))
+    );
+}
+
 /// Who goes back takes the values along: nothing that it refers to afterwards need stay for what came before.
 #[tokio::test(start_paused = true)]
 async fn values_are_taken_along_when_a_map_goes_back() {
