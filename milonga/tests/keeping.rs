@@ -124,4 +124,52 @@ fn large_values_stay_in_the_log() {
         .refused(1, &["split it"]);
     dev.run(&["kv", "values", "--in-memory"]).done();
     assert!(read(&dev) == image);
+
+    // By force it goes, and only that: names, keys and all other values are there.
+    let end = dev.run(&["log", "end"]).done().out.trim().to_owned();
+    let forced = dev.run(&["log", "trim", &end, "--force"]).done();
+    assert!(
+        forced.err.contains("object default needed"),
+        "{}",
+        forced.err
+    );
+    dev.run(&["kv", "get", "small"]).refused(1, &["trimmed"]);
+    let listed = dev.run(&["object", "list", "-o", "json"]).done().json();
+    assert_eq!(listed["name"], "default");
+}
+
+/// A value that was trimmed by force is told by its key, and keeps nothing else from being read or trimmed.
+#[test]
+fn a_value_that_is_gone_is_told_and_holds_nothing_up() {
+    let dev = Dev::start(&SMALL);
+    dev.run(&["kv", "values", "--in-log-from", "100B"]).done();
+    let long = "v".repeat(200);
+    let put = |key: &str| {
+        let put = dev
+            .run(&["kv", "put", key, &long, "-o", "json"])
+            .done()
+            .json();
+        put["position"].as_u64().unwrap()
+    };
+    put("gone");
+    let to = put("there").to_string();
+    dev.run(&["kv", "snapshot"]).done();
+    dev.run(&["log", "trim", &to, "--force"]).done();
+    dev.run(&["kv", "get", "gone"])
+        .refused(1, &["put the key again"]);
+    let export = dev.run(&["kv", "export"]);
+    export.refused(1, &["1 keys", "`gone`"]);
+    assert_eq!(export.json()["key"], "there");
+    let txn = dev.file("txn.json");
+    let text = r#"{"if": [{"key": "gone", "exists": true}], "then": [{"put": {"key": "saw", "value": "it"}}]}"#;
+    std::fs::write(&txn, text).unwrap();
+    dev.run(&["kv", "txn", "-f", &txn]).done();
+    let end = dev.run(&["log", "end"]).done().out.trim().to_owned();
+    let trimmed = dev.run(&["log", "trim", &end, "--snapshots", "-o", "json"]);
+    assert_eq!(trimmed.done().json()["trimmed"].to_string(), end);
+    assert_eq!(dev.run(&["kv", "get", "there"]).done().out.trim(), long);
+    dev.run(&["kv", "get", "gone"])
+        .refused(1, &["put the key again"]);
+    dev.run(&["kv", "put", "gone", "back"]).done();
+    assert_eq!(dev.run(&["kv", "get", "gone"]).done().out, "back\n");
 }

@@ -55,7 +55,7 @@ pub enum PlayError {
     InLog(Position),
     /// A transaction wants more bytes of values that stay in the log than this process may hold.
     #[error(
-        "values of {asked} bytes that stay in the log; this process may hold {limit}; read fewer at once, or let it hold more"
+        "values of {asked} bytes that stay in the log; this process may hold {limit}; read fewer at once, or let it hold more (`--memory`, `Objects::hold`)"
     )]
     TooMuch {
         /// How many it has and wants.

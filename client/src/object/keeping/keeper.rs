@@ -112,6 +112,18 @@ impl Keeper {
         Ok(Some(kept))
     }
 
+    /// Writes the snapshots that keep what lies below `to` from going, and trims up to there, but no further than what is needed then.
+    ///
+    /// # Errors
+    /// [`KeepError`].
+    pub async fn trim(&mut self, to: Position) -> Result<Kept, KeepError> {
+        let every = self.keeping.view.read(KeepingState::every).await?;
+        if self.write_snapshots(to, every).await? {
+            self.write_snapshots(to, every).await?;
+        }
+        self.keeping.trim(to).await
+    }
+
     /// Notes how long the log is, if it has grown and some time has passed.
     async fn mark(&self) -> Result<(), KeepError> {
         let log = self.log();

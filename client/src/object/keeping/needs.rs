@@ -9,11 +9,14 @@ use crate::object::codec::{BACK_WITHIN, Manifest, Named};
 use crate::object::cursors::CursorsState;
 use crate::object::directory::{DirectoryState, Listed};
 use crate::object::error::{DecideError, OpenError, PlayError};
+use crate::object::hold::Hold;
 use crate::object::lock::LockError;
 use crate::object::snapshot;
 use crate::object::{Cursors, Object, SnapshotError};
 use crate::trim::TrimError;
 
+/// Objects that the runtime itself lives on: each in the stream of its kind's name.
+const RUNTIME: [&str; 3] = [DirectoryState::KIND, CursorsState::KIND, KeepingState::KIND];
 /// Objects that are looked at at once.
 const AT_ONCE: usize = 16;
 
@@ -155,7 +158,7 @@ impl Keeping {
             } = listed;
             all.push((name, Named { stream, kind }, Some(since)));
         }
-        for kind in [DirectoryState::KIND, CursorsState::KIND, KeepingState::KIND] {
+        for kind in RUNTIME {
             let stream = StreamId::of_name(kind);
             let kind = kind.to_owned();
             all.push((kind.clone(), Named { stream, kind }, None));
@@ -169,6 +172,41 @@ impl Keeping {
         }
         meet_each_other(&mut objects);
         Ok(objects)
+    }
+
+    /// Trims up to `to`, whoever needs what goes: what is returned lost some of what it needs. What the runtime itself lives on, the
+    /// names of objects first of all, is written anew before.
+    ///
+    /// # Errors
+    /// [`KeepError`].
+    pub async fn trim_by_force(&self, to: Position) -> Result<(Position, Vec<Need>), KeepError> {
+        let end = self.log().end().await.map_err(PlayError::from)?.counter;
+        if to > end {
+            return Err(TrimError::BeyondEnd { asked: to, end }.into());
+        }
+        let mut lose = vec![];
+        match self.needs().await {
+            Ok(needs) => lose.extend(needs.into_iter().filter(|need| need.from < to)),
+            // Then there is nothing left to be spared.
+            Err(PlayError::Trimmed(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let objects = self.view.objects();
+        for name in RUNTIME {
+            let what = format!("object {name}");
+            let is_hit = lose.iter().any(|need| need.what == what);
+            if let Some(kind) = objects.kind(name).filter(|_| is_hit) {
+                let stream = StreamId::of_name(name);
+                let kind_name = name.to_owned();
+                let object = Named {
+                    stream,
+                    kind: kind_name,
+                };
+                Hold::new(objects, object, kind).snapshot().await?;
+                lose.retain(|need| need.what != what);
+            }
+        }
+        Ok((self.log().trim(to).await?, lose))
     }
 
     /// Trims up to `to`, but no further than what somebody needs (R1).

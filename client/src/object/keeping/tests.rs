@@ -156,6 +156,7 @@ async fn who_decides_finds_what_was_decided_below_a_snapshot() {
     let stream = StreamId::of_name(DirectoryState::KIND);
     let directory = objects.host::<DirectoryState>(stream);
     for map in [&y, &x] {
+        y.put("other", "0").await.unwrap();
         objects.sync().await.unwrap();
         map.view().snapshot().await.unwrap();
     }

@@ -267,18 +267,24 @@ async fn copy(log: &Log, wanted: &[Wanted]) -> Result<Vec<Moved>, CopyError> {
     let moved = moved.map(|((key, stored), to)| Moved {
         key: key.clone(),
         from: stored.at,
-        to,
+        to: Some(to),
     });
     Ok(moved.collect())
 }
 
-/// The same one by one, but for those that are gone: they were overwritten meanwhile, or trimmed by force.
+/// The same one by one, and those that are gone are told to be: they were trimmed by force, or are elsewhere by now, where that does
+/// not touch them.
 async fn copy_each(log: &Log, wanted: &[Wanted]) -> Result<Vec<Moved>, CopyError> {
     let mut all = vec![];
     for one in wanted.chunks(1) {
         match copy(log, one).await {
             Err(CopyError::Play(PlayError::Gone(position))) => {
                 tracing::info!(%position, "a value is gone");
+                all.extend(one.iter().map(|(key, stored)| Moved {
+                    key: key.clone(),
+                    from: stored.at,
+                    to: None,
+                }));
             }
             copied => all.extend(copied?),
         }
@@ -305,7 +311,10 @@ pub(in crate::object) async fn take_along(
             return Ok(());
         };
         after = Some(last.clone());
-        let moved = copy(log, &some).await?;
+        let moved = match copy(log, &some).await {
+            Err(CopyError::Play(PlayError::Gone(_))) => copy_each(log, &some).await?,
+            copied => copied?,
+        };
         if let Some(cell) = locked(&group.world).cell_mut::<MapState>(stream) {
             cell.state.moved(moved);
         }

@@ -265,7 +265,7 @@ impl MapState {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let behind = self.entries.range::<Bytes, _>((start, Bound::Unbounded));
         let stored = behind.filter_map(|(key, (value, _))| Some((key.clone(), *value.stored()?)));
-        stored.filter(move |(_, stored)| stored.at < to)
+        stored.filter(move |(_, stored)| stored.at < to && !stored.is_gone)
     }
 
     /// Z3.
@@ -274,7 +274,8 @@ impl MapState {
             if let Some((Value::InLog(stored), _)) = self.entries.get_mut(&key)
                 && stored.at == from
             {
-                stored.at = to;
+                stored.is_gone = to.is_none();
+                stored.at = to.unwrap_or(from);
             }
         }
     }
@@ -474,7 +475,8 @@ impl Object for MapState {
 
     fn refers_to(&self) -> Option<Position> {
         let stored = self.values().filter_map(|(_, value)| value.stored());
-        stored.map(|stored| stored.at).min()
+        let there = stored.filter(|stored| !stored.is_gone);
+        there.map(|stored| stored.at).min()
     }
 
     fn restore(from: &mut ImageReader) -> Result<Self, ImageError> {

@@ -29,9 +29,18 @@ impl Transaction<'_> {
     /// # Errors
     /// [`PlayError`] if the map cannot be played on.
     pub fn get_versioned(&mut self, map: &Map, key: &[u8]) -> Result<Option<Versioned>, PlayError> {
-        let part = Part::Key(Bytes::copy_from_slice(key));
-        let held = self.read_part(map.view(), part, |state| state.get(key))?;
+        let held = self.get_held(map, key)?;
         held.map(|held| self.fetched(key, held)).transpose()
+    }
+
+    /// What `key` held before this transaction. A value that stays in the log is not fetched for it: [`Value::is`] tells whether it is a
+    /// certain one.
+    ///
+    /// # Errors
+    /// [`PlayError`] if the map cannot be played on.
+    pub fn get_held(&mut self, map: &Map, key: &[u8]) -> Result<Option<Held>, PlayError> {
+        let part = Part::Key(Bytes::copy_from_slice(key));
+        self.read_part(map.view(), part, |state| state.get(key))
     }
 
     /// With its value. If that stays in the log and was not fetched yet, it is noted that it is wanted.

@@ -28,6 +28,8 @@ pub struct Stored {
     /// Its size.
     pub bytes: u32,
     pub(crate) digest: Digest,
+    /// It was found to be not there any more: somebody trimmed by force.
+    pub is_gone: bool,
 }
 
 impl Stored {
@@ -36,6 +38,7 @@ impl Stored {
             at,
             bytes: u32::try_from(value.len()).expect("a record is far smaller"),
             digest: digest_of(value),
+            is_gone: false,
         }
     }
 
@@ -158,6 +161,6 @@ pub struct Moved {
     pub key: Bytes,
     /// The record that the map refers to.
     pub from: Position,
-    /// The record that it refers to from now on.
-    pub to: Position,
+    /// The record that it refers to from now on; none: the value is not there any more.
+    pub to: Option<Position>,
 }

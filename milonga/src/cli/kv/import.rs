@@ -41,8 +41,11 @@ pub(super) async fn import(context: &Context, map: &Map, path: &Path) -> Outcome
     let mut keys = BTreeSet::new();
     let mut batch: Vec<(Bytes, Bytes)> = vec![];
     for (number, text) in (1..).zip(BufReader::new(file).lines()) {
-        let wrong =
-            |why: &dyn std::fmt::Display| Failure::file(path, format!("line {number}: {why}"));
+        let put = done.keys;
+        let wrong = |why: &dyn std::fmt::Display| {
+            let text = format!("line {number}: {why}; {put} keys were put, which may be put again");
+            Failure::file(path, text)
+        };
         let text = text.map_err(|why| wrong(&why))?;
         if text.trim().is_empty() {
             continue;

@@ -1,7 +1,8 @@
 //! Reads of a map: one key, many, and changes as they come.
 
+use bytes::Bytes;
 use milonga_client::Position;
-use milonga_client::object::map::{Change, Held, Keys, MapState, Page};
+use milonga_client::object::map::{Change, Held, Keys, MapState, Page, Versioned};
 use milonga_client::object::{Map, PlayError};
 
 use super::pair::Pair;
@@ -96,7 +97,7 @@ pub(super) async fn each(
 ) -> Outcome {
     let state = when.state(map).await?;
     let mut left = limit;
-    let mut gone = None;
+    let (mut gone, mut missing) = (None, vec![]);
     while left > 0 {
         let look = |state: &MapState| {
             let mut page = state.scan(&keys, left.min(PAGE));
@@ -109,24 +110,57 @@ pub(super) async fn each(
             Some(state) => look(state),
             None => map.view().read(look).await?,
         };
-        let page = match map.fetch(page).await {
+        let (last, more) = (page.entries.last().map(|(key, _)| key.clone()), page.more);
+        let entries = match map.fetch(page.clone()).await {
+            Ok(page) => page.entries.into_iter().map(there).collect(),
             // It was brought forward while it was looked for.
             Err(PlayError::Gone(position)) if state.is_none() && gone != Some(position) => {
                 gone = Some(position);
                 continue;
             }
-            page => page?,
+            Err(PlayError::Gone(_)) => one_by_one(map, page).await?,
+            Err(error) => return Err(error.into()),
         };
-        for ((key, found), lease) in page.entries.iter().zip(leases) {
-            print(&Pair::of(key, found).bound_to(lease))?;
+        left -= entries.len();
+        for ((key, found), lease) in entries.into_iter().zip(leases) {
+            match found {
+                Some(found) => print(&Pair::of(&key, &found).bound_to(lease))?,
+                None => missing.push(key.escape_ascii().to_string()),
+            }
         }
-        left -= page.entries.len();
-        match page.entries.last() {
-            Some((last, _)) if page.more => keys = keys.after(last.clone()),
+        match last {
+            Some(last) if more => keys = keys.after(last),
             Some(_) | None => break,
         }
     }
-    Ok(())
+    match missing.first() {
+        None => Ok(()),
+        Some(first) => Err(Failure::failed(format!(
+            "{} keys have values that were trimmed by force, the first `{first}`; all others were printed; put them again, or delete them",
+            missing.len()
+        ))),
+    }
+}
+
+fn there((key, found): (Bytes, Versioned)) -> (Bytes, Option<Versioned>) {
+    (key, Some(found))
+}
+
+/// What is left of a page some of whose values are gone.
+async fn one_by_one(map: &Map, page: Page<Held>) -> Outcome<Vec<(Bytes, Option<Versioned>)>> {
+    let mut all = vec![];
+    for (key, held) in page.entries {
+        let one = Page {
+            entries: vec![(key.clone(), held)],
+            more: false,
+        };
+        match map.fetch(one).await {
+            Ok(one) => all.extend(one.entries.into_iter().map(there)),
+            Err(PlayError::Gone(_)) => all.push((key, None)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(all)
 }
 
 /// Leaves the rest to the next page if the values are too much to be fetched at once.

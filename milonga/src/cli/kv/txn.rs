@@ -7,7 +7,7 @@ use std::path::Path;
 use bytes::Bytes;
 use milonga_client::Position;
 use milonga_client::object::lock::LockState;
-use milonga_client::object::map::Versioned;
+use milonga_client::object::map::{Held, Versioned};
 use milonga_client::object::{
     Committed, Map, Object, Objects, Once, Part, PlayError, TransactError, Transaction,
 };
@@ -203,7 +203,7 @@ pub(super) async fn run(
         }
         let mut holds = true;
         for check in &checks {
-            let found = txn.get_versioned(&check.map, &check.key)?;
+            let found = txn.get_held(&check.map, &check.key)?;
             holds &= check.expect.holds(found.as_ref());
         }
         let steps = if holds { &then } else { &otherwise };
@@ -302,11 +302,11 @@ fn key_of(text: &str, encoding: Option<Encoding>) -> Outcome<Bytes> {
 }
 
 impl Expect {
-    fn holds(&self, found: Option<&Versioned>) -> bool {
+    fn holds(&self, found: Option<&Held>) -> bool {
         match (self, found) {
             (Self::Absent, found) => found.is_none(),
             (Self::Exists, found) => found.is_some(),
-            (Self::Value(value), found) => found.is_some_and(|found| found.value == *value),
+            (Self::Value(value), found) => found.is_some_and(|found| found.value.is(value)),
             (Self::Version(version), found) => found.is_some_and(|found| found.version == *version),
         }
     }

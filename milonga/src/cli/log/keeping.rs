@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use milonga_client::object::keeping::{self, Every, KeepingState, Need, Retention};
+use milonga_client::object::keeping::{self, Every, Keeper, KeepingState, Need, Retention};
 use milonga_client::object::{Keeping, Objects};
 use milonga_wire::Position;
 use serde::Serialize;
@@ -204,15 +204,25 @@ pub(super) async fn needs(context: &Context) -> Outcome {
     })
 }
 
-pub(super) async fn trim(context: &Context, to: Position, is_forced: bool) -> Outcome {
-    let kept = if is_forced {
-        let trimmed = context.cluster.connect()?.trim(to).await?;
-        keeping::Kept {
-            trimmed,
-            held_by: None,
-        }
+pub(super) async fn trim(context: &Context, to: Position, with_snapshots: bool) -> Outcome {
+    let kept = if with_snapshots {
+        let objects = Objects::new(&context.cluster.connect()?);
+        Box::pin(Keeper::new(&objects).trim(to)).await?
     } else {
         opened(context)?.trim(to).await?
+    };
+    print_kept(context, Some(kept))
+}
+
+pub(super) async fn trim_by_force(context: &Context, to: Position) -> Outcome {
+    let (trimmed, lose) = Box::pin(opened(context)?.trim_by_force(to)).await?;
+    for need in lose {
+        let (what, from) = (need.what, need.from);
+        say(format_args!("{what} needed what lay from {from} on"));
+    }
+    let kept = keeping::Kept {
+        trimmed,
+        held_by: None,
     };
     print_kept(context, Some(kept))
 }
@@ -222,7 +232,7 @@ pub(in crate::cli) fn print_kept(context: &Context, kept: Option<keeping::Kept>)
     let held_by = kept.as_ref().and_then(|kept| kept.held_by.as_ref());
     if let (Some(kept), Some(need)) = (&kept, held_by) {
         say(format_args!(
-            "trimmed to {} only: {} needs what lies from {} on; see `milonga log needs`",
+            "trimmed to {} only: {} needs what lies from {} on; see `milonga log needs`; --snapshots writes what lets it go",
             kept.trimmed, need.what, need.from
         ));
     }

@@ -54,13 +54,17 @@ pub(super) enum LogCommand {
     /// Gives back the space below a position, as far as no object, cursor or reader needs it.
     #[command(after_help = "Example:
   milonga log needs               # who needs what
-  milonga log trim 100000")]
+  milonga log trim 100000
+  milonga log trim 100000 --snapshots")]
     Trim {
         /// The first position kept.
         position: u64,
         /// Even what is needed: objects without a later snapshot are lost, readers are told that it is gone.
         #[arg(long)]
         force: bool,
+        /// Write the snapshots first that let it go.
+        #[arg(long, conflicts_with = "force")]
+        snapshots: bool,
     },
     /// Prints who needs the log, and from where on.
     #[command(after_help = "Example:
@@ -123,8 +127,17 @@ impl LogCommand {
             Self::Follow(follow) => follow.run(context).await,
             Self::End => end(context).await,
             Self::Fill { position } => fill(context, Position(position)).await,
-            Self::Trim { position, force } => {
-                Box::pin(keeping::trim(context, Position(position), force)).await
+            Self::Trim {
+                position,
+                force,
+                snapshots,
+            } => {
+                let to = Position(position);
+                if force {
+                    Box::pin(keeping::trim_by_force(context, to)).await
+                } else {
+                    Box::pin(keeping::trim(context, to, snapshots)).await
+                }
             }
             Self::Needs => Box::pin(keeping::needs(context)).await,
             Self::Retention(retain) => Box::pin(retain.run(context)).await,

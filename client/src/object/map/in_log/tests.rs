@@ -36,7 +36,7 @@ fn update() -> impl Strategy<Value = Update> {
         1 => prop::option::of(0_u64..3).prop_map(|from_bytes| Update::KeepInLog { from_bytes }),
         1 => (bytes(0..2), 0_u64..40, 40_u64..50).prop_map(|(key, from, to)| {
             let (from, to) = (Position(from), Position(to));
-            Update::Moved { values: vec![Moved { key, from, to }] }
+            Update::Moved { values: vec![Moved { key, from, to: Some(to) }] }
         }),
     ]
 }
