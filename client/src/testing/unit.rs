@@ -32,6 +32,8 @@ pub(super) struct Unit {
     trimmed: Position,
     settled: Position,
     entries: BTreeMap<Position, Slot>,
+    /// Everything of these stripes was there below this position.
+    whole: Option<(Stripes, Position)>,
     damaged: BTreeSet<Position>,
     /// It has no room for records.
     pub(super) room: Room,
@@ -52,6 +54,7 @@ impl Unit {
             trimmed: Position::FIRST,
             settled: Position::FIRST,
             entries: BTreeMap::new(),
+            whole: None,
             damaged: BTreeSet::new(),
             room: Room::Plenty,
             failed: false,
@@ -81,11 +84,15 @@ impl Unit {
     pub(super) fn put(&mut self, position: Position, slot: Option<Slot>) {
         match slot {
             Some(slot) => self.entries.insert(position, slot),
-            None => self.entries.remove(&position),
+            None => {
+                self.whole = None;
+                self.entries.remove(&position)
+            }
         };
     }
 
     pub(super) fn damage(&mut self, position: Position) {
+        self.whole = None;
         self.entries.remove(&position);
         self.damaged.insert(position);
     }
@@ -477,10 +484,12 @@ impl Unit {
         }
     }
 
-    fn first_lacking(&self, stripes: &Stripes) -> Position {
+    fn first_lacking(&mut self, stripes: &Stripes) -> Position {
         let limit = self.end().max(self.trimmed).next();
-        stripes
-            .runs_from(self.trimmed)
+        let known = self.whole.filter(|(known, _)| known == stripes);
+        let known = known.map_or(Position::FIRST, |(_, upto)| upto);
+        let first = stripes
+            .runs_from(self.trimmed.max(known))
             .take_while(|run| run.start <= limit)
             .flat_map(Span::positions)
             .find(|position| !self.entries.contains_key(position))
@@ -488,6 +497,8 @@ impl Unit {
                 stripes
                     .run_from(limit)
                     .map_or(stripes.span.end, |run| run.start)
-            })
+            });
+        self.whole = Some((*stripes, first.min(limit)));
+        first
     }
 }
