@@ -150,10 +150,11 @@ impl Unit {
                 count_max,
             } => {
                 self.check_term(term)?;
-                let held = self.streams.get(&stream).into_iter().flatten();
+                let from = span.start.max(self.trimmed);
+                let held = self.streams.get(&stream).into_iter();
                 let mut held = held
-                    .copied()
-                    .filter(|position| span.contains(*position) && *position >= self.trimmed);
+                    .flat_map(|held| held.range(from..span.end.max(from)))
+                    .copied();
                 UnitReply::StreamPositions {
                     positions: held.by_ref().take(count_max as usize).collect(),
                     next: held.next(),
