@@ -82,13 +82,12 @@ impl Unit {
     }
 
     pub(super) fn put(&mut self, position: Position, slot: Option<Slot>) {
-        match slot {
-            Some(slot) => self.entries.insert(position, slot),
-            None => {
-                self.whole = None;
-                self.entries.remove(&position)
-            }
-        };
+        if let Some(slot) = slot {
+            self.entries.insert(position, slot);
+        } else {
+            self.whole = None;
+            self.entries.remove(&position);
+        }
     }
 
     pub(super) fn damage(&mut self, position: Position) {
