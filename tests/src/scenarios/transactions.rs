@@ -19,6 +19,7 @@ use crate::invariants::objects::{self, Truth};
 use crate::object_history::{History, Watched};
 use crate::sim::faults::pick;
 use crate::sim::nemesis::{Nemesis, Targets};
+use crate::sim::network::CRASH_WAIT_MAX;
 use crate::sim::{NodeId, Profile, World};
 
 /// Longer than any operation of a client goes on, and than any message is late: a late request still takes tokens.
@@ -27,8 +28,6 @@ const QUIET: Duration = Duration::from_secs(130);
 const END: Position = Position(u64::MAX);
 /// How long a whole cluster whose processes all run may take to serve again.
 const RECOVERY_MAX: Duration = Duration::from_secs(120);
-/// Longer than a process lives on after the request that it dies of.
-const CRASH_MAX: Duration = Duration::from_secs(5);
 
 /// Plays it.
 pub fn play(world: World, profile: Profile) -> BoxFuture<'static, ()> {
@@ -123,7 +122,7 @@ async fn kill(shared: Shared, clients: Vec<NodeId>, every: Duration) {
         world.crash_after(client, u64::MAX);
     }
     // A crash may be on its way.
-    world.clock().sleep(CRASH_MAX).await;
+    world.clock().sleep(2 * CRASH_WAIT_MAX).await;
 }
 
 /// A newcomer replays everything from the start, and everything is held against what it found.

@@ -19,6 +19,9 @@ use super::faults::{NetworkFaults, chance, flip};
 use super::node::{Node, NodeId};
 use super::world::{Shared, State, World};
 
+/// How long at most a process lives on after the request that it dies of, however late the answer is.
+pub const CRASH_WAIT_MAX: Duration = Duration::from_secs(5);
+
 /// The network as one process of one node sees it.
 pub struct SimNetwork {
     shared: Arc<Shared>,
@@ -152,6 +155,7 @@ fn send(
             state.node_mut(from).requests_left = None;
             // With the answer, or before it.
             let wait = state.random.below(2) * 2 * latency(state);
+            let wait = wait.min(CRASH_WAIT_MAX.as_micros() as u64);
             state.schedule(now + wait, Arrival::Crash(from, network.boot));
         }
     }

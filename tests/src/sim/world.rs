@@ -401,7 +401,8 @@ impl World {
         self.start(id).await
     }
 
-    /// Node `id` crashes once it has sent so many more requests: at any step of whatever it is doing.
+    /// Node `id` crashes once it has sent so many more requests: at any step of whatever it is doing, and within
+    /// [`CRASH_WAIT_MAX`](super::network::CRASH_WAIT_MAX) of the last.
     pub fn crash_after(&self, id: NodeId, requests: u64) {
         self.0.lock().node_mut(id).requests_left = Some(requests);
     }
