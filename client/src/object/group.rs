@@ -8,7 +8,7 @@ use milonga_host::{BoxFuture, Moment};
 use milonga_wire::limits::ENTRY_BYTES_MAX;
 use milonga_wire::{Position, Session, Span, StreamId, Term};
 
-use super::codec::{Commit, Decision, Named, Record, decision};
+use super::codec::{Commit, Decision, Named, Record, Verdict, decision};
 use super::error::{PlayError, UpdateError};
 use super::hosted::{Hosted, Kind};
 use super::playback::Playback;
@@ -237,7 +237,7 @@ impl Group {
                 let found = self.decide(&entry, end.term).await?;
                 let mut world = locked(&self.world);
                 match found {
-                    Some(found) => world.learn(found),
+                    Some(verdict) => world.found_out(&entry, verdict),
                     // Later snapshots hold what became of it (R4).
                     None => world.passed_by(&entry),
                 }
@@ -287,7 +287,7 @@ impl Group {
 
     /// Decides a transaction in its writer's place: replays what it checked up to there, and tells everybody. None if that was
     /// trimmed.
-    async fn decide(&self, entry: &Entry, term: Term) -> Result<Option<Decision>, PlayError> {
+    async fn decide(&self, entry: &Entry, term: Term) -> Result<Option<Verdict>, PlayError> {
         let of = entry.position;
         let undecided = |why: &str| PlayError::Undecided {
             position: of,
@@ -309,12 +309,12 @@ impl Group {
                 None => return Err(undecided("what it checked cannot be replayed")),
             }
         };
-        let found = Decision { of, verdict };
         if let EntryKind::Data { streams, .. } = &entry.kind {
             let streams: Vec<StreamId> = streams.iter().map(|link| link.stream).collect();
-            tell(&self.log, &streams, found.clone()).await;
+            let verdict = verdict.clone();
+            tell(&self.log, &streams, Decision { of, verdict }).await;
         }
-        Ok(Some(found))
+        Ok(Some(verdict))
     }
 }
 

@@ -247,6 +247,16 @@ impl World {
         }
     }
 
+    /// What became of the transaction in `entry`, as found out in its writer's place. Nobody else may have been told (R5).
+    pub(crate) fn found_out(&mut self, entry: &Entry, verdict: Verdict) {
+        let of = entry.position;
+        if let Kind::Data { streams, .. } = &entry.kind {
+            let streams = streams.iter().map(|link| link.stream).collect();
+            self.untold.insert(of, (streams, verdict.clone()));
+        }
+        self.learn(Decision { of, verdict });
+    }
+
     /// What nobody has told of transactions that `stream` holds below `as_of`.
     pub(crate) fn untold(
         &self,

@@ -1,6 +1,6 @@
 //! What is kept, on a cluster in memory; and its state.
 
-use milonga_wire::Role;
+use milonga_wire::{Request, Role, Span, UnitRequest};
 use proptest::prelude::*;
 
 use super::*;
@@ -9,7 +9,7 @@ use crate::object::directory::DirectoryState;
 use crate::object::map::MapState;
 use crate::object::transact::tests::{append_untold, value};
 use crate::object::{Cursors, Map, codec, snapshot};
-use crate::testing::Cluster;
+use crate::testing::{Cluster, Fault};
 
 fn mark(wall_ms: u64, end: u64, bytes: u64) -> Mark {
     let end = Position(end);
@@ -185,6 +185,43 @@ async fn who_decides_finds_what_was_decided_below_a_snapshot() {
     let late = Objects::new(&cluster.client(Role::Reader));
     let again = Map::open(&late, "a").await.unwrap();
     assert_eq!(value(&again, "k").await, 2);
+}
+
+/// R5: who decided in a dead writer's place, and could not tell, tells before a snapshot that holds what came of it.
+#[tokio::test(start_paused = true)]
+async fn what_was_found_out_and_not_told_is_told_before_a_snapshot() {
+    let cluster = Cluster::new(2, 2, 3);
+    let objects = Objects::new(&cluster.client(Role::Control));
+    let checked = Map::open(&objects, "checked").await.unwrap();
+    let written = Map::open(&objects, "written").await.unwrap();
+    checked.put("k", "1").await.unwrap();
+    let orphan = append_untold(&objects, |txn| {
+        txn.get(&checked, b"k").unwrap();
+        txn.put(&written, "k", "2");
+    });
+    let orphan = orphan.await;
+    let half = Objects::new(&cluster.client(Role::Control));
+    let half = Map::open(&half, "written").await.unwrap();
+    cluster.rule(|_, request| match request {
+        Request::Unit(UnitRequest::Write { .. }) => Some(Fault::LoseRequest),
+        _ => None,
+    });
+    assert_eq!(value(&half, "k").await, 2);
+    cluster.heal();
+    let log = half.view().log().clone();
+    let told = async || {
+        let end = log.end().await.unwrap().counter;
+        let all = log.read_range(Span::new(orphan, end)).await.unwrap();
+        let records = all.iter().filter_map(|it| it.payload());
+        let tells = |record: &[u8]| match codec::Record::parse(record) {
+            Ok(codec::Record::Decision(found)) => found.of == orphan,
+            _ => false,
+        };
+        records.filter(|it| tells(it)).count()
+    };
+    assert_eq!(told().await, 0);
+    half.view().snapshot().await.unwrap();
+    assert_eq!(told().await, 1);
 }
 
 /// R4: what a transaction had checked stays for as long as somebody may have to decide it in its writer's place. Who comes to it
