@@ -100,10 +100,7 @@ impl Keeper {
         let now_ms = self.log().host().clock.wall_ms();
         let known = |state: &KeepingState| (state.retained_from(now_ms), state.every());
         let (to, every) = self.keeping.view.read(known).await?;
-        if self.write_snapshots(to, every).await? {
-            // Those that were written first are older than those that came after them (R4).
-            self.write_snapshots(to, every).await?;
-        }
+        self.make_way(to, every).await?;
         if to <= self.trimmed {
             return Ok(None);
         }
@@ -118,9 +115,7 @@ impl Keeper {
     /// [`KeepError`].
     pub async fn trim(&mut self, to: Position) -> Result<Kept, KeepError> {
         let every = self.keeping.view.read(KeepingState::every).await?;
-        if self.write_snapshots(to, every).await? {
-            self.write_snapshots(to, every).await?;
-        }
+        self.make_way(to, every).await?;
         self.keeping.trim(to).await
     }
 
@@ -179,6 +174,15 @@ impl Keeper {
             if now.since(since) > Duration::from_millis(pin.lease_ms) {
                 self.keeping.unpin(name).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Writes the snapshots that are due, and those in the way of a trim up to `to` once more: those that were written first
+    /// are older than those that came after them (R4).
+    async fn make_way(&mut self, to: Position, every: Every) -> Result<(), KeepError> {
+        if self.write_snapshots(to, every).await? {
+            self.write_snapshots(to, every).await?;
         }
         Ok(())
     }
