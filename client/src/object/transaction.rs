@@ -108,31 +108,25 @@ impl Writes {
         if let Some(refused) = self.refused {
             return Err(refused);
         }
-        let written: BTreeSet<u32> = self.all.iter().map(|write| write.object).collect();
-        let stream = |number: &u32| self.objects[*number as usize].stream;
-        let streams: BTreeSet<StreamId> = written.iter().map(stream).collect();
+        let written = self.all.iter().map(|write| write.object as usize);
+        let streams: BTreeSet<StreamId> = written.map(|it| self.objects[it].stream).collect();
         let (asked, limit) = (streams.len(), STREAMS_PER_ENTRY_MAX);
         if asked > limit {
             return Err(UpdateError::TooMany { asked, limit });
         }
-        let mut checked: BTreeSet<u32> = checks.iter().map(|check| check.object).collect();
-        if once.is_some() {
-            checked.extend(self.all.first().map(|write| write.object));
-        }
-        // Whoever plays one written object must be able to decide: each of them checked alone, or nothing.
-        let is_plain = checked.is_empty() || written.len() == 1 && checked == written;
         let commit = Commit {
             objects: self.objects,
             checks,
             writes: self.all,
             once,
         };
+        let needs_decision = !commit.needs_no_decision();
         let record = codec::commit(commit);
         let record = record.map_err(UpdateError::too_large("a transaction", ENTRY_BYTES_MAX))?;
         Ok(Sealed {
             record,
             streams: streams.into_iter().collect(),
-            needs_decision: !is_plain,
+            needs_decision,
         })
     }
 }
