@@ -9,6 +9,7 @@ use super::*;
 use crate::object::cursors::If;
 use crate::object::directory::DirectoryState;
 use crate::object::keeping::{Keeper, Retention};
+use crate::object::map::state::tests::written;
 use crate::object::map::{Cas, Expect, Lease, Outcome};
 use crate::object::transact::tests::process;
 use crate::object::{
@@ -22,19 +23,11 @@ fn long(fill: &str) -> Bytes {
 }
 
 fn update() -> impl Strategy<Value = Update> {
-    let bytes = |range| prop::collection::vec(0_u8..3, range).prop_map(Bytes::from);
-    let expect = prop_oneof![
-        Just(Expect::Absent),
-        bytes(0..3).prop_map(Expect::Value),
-        (0_u64..40).prop_map(|position| Expect::Version(Position(position))),
-    ];
+    let key = prop::collection::vec(0_u8..3, 0..2).prop_map(Bytes::from);
     prop_oneof![
-        4 => (bytes(0..2), bytes(0..3)).prop_map(|(key, value)| Update::Put { key, value }),
-        1 => bytes(0..2).prop_map(|key| Update::Delete { key }),
-        3 => (bytes(0..2), expect, prop::option::of(bytes(0..3)))
-            .prop_map(|(key, expect, value)| Update::Cas { key, expect, value }),
+        8 => written(),
         1 => prop::option::of(0_u64..3).prop_map(|from_bytes| Update::KeepInLog { from_bytes }),
-        1 => (bytes(0..2), 0_u64..40, 40_u64..50).prop_map(|(key, from, to)| {
+        1 => (key, 0_u64..40, 40_u64..50).prop_map(|(key, from, to)| {
             let (from, to) = (Position(from), Position(to));
             Update::Moved { values: vec![Moved { key, from, to: Some(to) }] }
         }),
