@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Result;
 use milonga_client::object::map::{Cas, Expect, Update, Watch};
 use milonga_client::object::{
-    Applied, AtError, Committed, DecideError, Isolation, Keys, Map, Once, PlayError, SnapshotError,
+    Applied, Committed, DecideError, Isolation, Keys, Map, Once, PlayError, SnapshotError,
     TransactError, UpdateError, Writes,
 };
 use milonga_client::{ClusterConfig, Resumed};
@@ -23,7 +23,8 @@ use milonga_wire::Position;
 use super::file::{Kind, Recorder, Recording, now_ns};
 use crate::object_history::{Asked, Key, Mode, Reads, Told, Value};
 use crate::scenarios::maps::{
-    Replica, body, bytes_of, change_of, contents_now, contents_of, fetched, found_of, reads_of,
+    Replica, body, bytes_of, change_of, contents_at, contents_now, contents_of, fetched, found_of,
+    reads_of,
 };
 use crate::sim::faults::{flip, pick};
 
@@ -376,18 +377,10 @@ impl Client {
         };
         let what = Asked::At { map, position };
         let asked = self.recorder.ask(self.number, Kind::At, what);
-        let read = match hosted.at(position).await {
-            Ok(state) => {
-                let held = state.scan(&Keys::all(), usize::MAX);
-                hosted.fetch(held).await.map_err(AtError::Play)
-            }
-            Err(error) => Err(error),
-        };
-        let told = match read {
-            Ok(page) => Told::Contents(contents_of(&page)),
-            // After a change of term the log may end lower than it was played.
-            Err(AtError::BeyondEnd { .. }) => Told::Open,
-            Err(AtError::Play(why)) => {
+        let told = match contents_at(&hosted, position).await {
+            Ok(Some(contents)) => Told::Contents(contents),
+            Ok(None) => Told::Open,
+            Err(why) => {
                 self.trouble(&why);
                 Told::Open
             }

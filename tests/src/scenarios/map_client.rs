@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use milonga_client::object::map::{Cas, Expect, Update, Watch};
 use milonga_client::object::{
-    Applied, AtError, Committed, DecideError, Isolation, Keys, Map, ONCE_LIVES, Once, PlayError,
+    Applied, Committed, DecideError, Isolation, Keys, Map, ONCE_LIVES, Once, PlayError,
     SnapshotError, TransactError, UpdateError, Writes,
 };
 use milonga_client::{Log, Options, Resumed};
@@ -15,8 +15,8 @@ use milonga_host::{BoxFuture, Host, Random, Service};
 use milonga_wire::{Address, Caller, Position, Role, ServerName};
 
 use super::maps::{
-    MAPS, Replica, body, bytes_of, change_of, contents_now, contents_of, fetched, found_of,
-    reads_of,
+    MAPS, Replica, body, bytes_of, change_of, contents_at, contents_now, contents_of, fetched,
+    found_of, reads_of,
 };
 use super::workload::NoService;
 use crate::object_history::{Asked, History, Key, Mode, Reads, Told, Value};
@@ -489,19 +489,13 @@ impl MapClient {
             .shared
             .history
             .ask(self.process, Asked::At { map, position });
-        let read = match hosted.at(position).await {
-            Ok(state) => {
+        let told = match contents_at(&hosted, position).await {
+            Ok(Some(contents)) => {
                 self.count("state as of a position");
-                let held = state.scan(&Keys::all(), usize::MAX);
-                hosted.fetch(held).await.map_err(AtError::Play)
+                Told::Contents(contents)
             }
-            Err(error) => Err(error),
-        };
-        let told = match read {
-            Ok(page) => Told::Contents(contents_of(&page)),
-            // After a change of term the log may end lower than it was played.
-            Err(AtError::BeyondEnd { .. }) => Told::Open,
-            Err(AtError::Play(why)) => {
+            Ok(None) => Told::Open,
+            Err(why) => {
                 self.trouble(&why);
                 Told::Open
             }

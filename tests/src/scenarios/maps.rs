@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use milonga_client::Log;
 use milonga_client::object::map::{Held, Page, Versioned};
-use milonga_client::object::{Keys, Map, Objects, PlayError, Transaction, View};
+use milonga_client::object::{AtError, Keys, Map, Objects, PlayError, Transaction, View};
 use milonga_host::Random;
 use milonga_wire::{Position, StreamId};
 
@@ -99,6 +99,20 @@ pub(crate) async fn fetched(map: &Map, key: u64, held: Option<Held>) -> Result<F
 /// As [`Map::scan`].
 pub async fn contents_now(map: &Map) -> Result<Contents, PlayError> {
     Ok(contents_of(&map.scan(&Keys::all(), usize::MAX).await?))
+}
+
+/// All that a map held right after what is at `position`; none if the log ends below it, as it may after a change of term.
+///
+/// # Errors
+/// As [`Map::at`].
+pub async fn contents_at(map: &Map, position: Position) -> Result<Option<Contents>, PlayError> {
+    let state = match map.at(position).await {
+        Ok(state) => state,
+        Err(AtError::BeyondEnd { .. }) => return Ok(None),
+        Err(AtError::Play(why)) => return Err(why),
+    };
+    let held = state.scan(&Keys::all(), usize::MAX);
+    Ok(Some(contents_of(&map.fetch(held).await?)))
 }
 
 /// All that a map holds.
