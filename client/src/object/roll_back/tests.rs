@@ -3,11 +3,12 @@
 use milonga_wire::{Position, Role, StreamId};
 
 use super::*;
+use crate::Options;
 use crate::object::codec::{BACK_WITHIN, Record, decode};
 use crate::object::directory::DirectoryState;
 use crate::object::transact::tests::{move_one, value};
 use crate::object::{Counter, Map, Object, keeping};
-use crate::testing::Cluster;
+use crate::testing::{Cluster, Fault};
 
 /// Several objects go back at once, to any position, and forth again; whoever joins later has the same.
 #[tokio::test(start_paused = true)]
@@ -123,5 +124,28 @@ async fn going_back_too_late_does_nothing() {
         panic!("it is decided");
     };
     assert_eq!(verdict, Verdict::Conflict(Conflict::Late));
+    assert_eq!(value(&map, "k").await, 2);
+}
+
+/// Nor does one whose pin may be over: others may have trimmed what it goes back to.
+#[tokio::test(start_paused = true)]
+async fn who_was_away_for_too_long_goes_back_to_nothing() {
+    let cluster = Cluster::new(2, 2, 3);
+    let options = Options {
+        deadline: PINNED,
+        ..Options::default()
+    };
+    let objects = Objects::new(&cluster.client_with(Role::Writer, options));
+    let map = Map::open(&objects, "m").await.unwrap();
+    let before = map.put("k", "1").await.unwrap();
+    map.put("k", "2").await.unwrap();
+    let clock = objects.log().host().clock.clone();
+    let began = clock.now();
+    cluster.rule(move |_, request| {
+        let is_away = clock.now().since(began) <= PINNED / 2;
+        (is_away && request.verb() == "write").then_some(Fault::LoseRequest)
+    });
+    let back = objects.roll_back(&["m"], before).await;
+    assert!(matches!(back, Err(RollBackError::Late)), "{back:?}");
     assert_eq!(value(&map, "k").await, 2);
 }
