@@ -108,6 +108,40 @@ proptest! {
     }
 }
 
+/// Z3: a copy of a value is none of what was put since, and so is the loss of one.
+#[test]
+fn a_value_that_was_put_again_meanwhile_stays_where_it_is() {
+    let mut state = MapState::default();
+    state.apply(
+        Position(0),
+        Update::KeepInLog {
+            from_bytes: Some(1),
+        },
+    );
+    let (key, value) = (Bytes::from("k"), Bytes::from("v"));
+    for position in [1, 2] {
+        let (key, value) = (key.clone(), value.clone());
+        state.apply(Position(position), Update::Put { key, value });
+    }
+    let at = |state: &MapState| {
+        let (_, value) = state.values().next().unwrap();
+        let stored = value.stored().unwrap();
+        (stored.at.0, stored.is_gone)
+    };
+    for (from, to, expected) in [
+        (1, Some(3), (2, false)),
+        (1, None, (2, false)),
+        (2, Some(3), (3, false)),
+        (2, None, (3, false)),
+        (3, None, (3, true)),
+    ] {
+        let (key, from, to) = (key.clone(), Position(from), to.map(Position));
+        let values = vec![Moved { key, from, to }];
+        state.apply(Position(4), Update::Moved { values });
+        assert_eq!(at(&state), expected);
+    }
+}
+
 fn are_same(one: Option<&Held>, other: Option<&Held>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => one.version == other.version && one.value.is_same(&other.value),
